@@ -1,0 +1,1 @@
+"""Convert: from a Hugging Face checkpoint to a plan of GGUF tensors."""

@@ -1,0 +1,1 @@
+"""Runtime: runs GGUF models on llama.cpp."""
