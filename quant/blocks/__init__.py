@@ -1,0 +1,33 @@
+"""Block types: one class per ggml type, found by its number; `encode` and `decode` by type."""
+
+from __future__ import annotations
+
+from gguf.constants import GGMLQuantizationType
+
+from gguforge.quant.blocks import floats, kquants, legacy
+from gguforge.quant.blocks.base import REGISTRY, Block, Bytes, Floats
+from gguforge.quant.errors import InputError
+
+__all__ = ["REGISTRY", "Block", "block_type", "decode", "encode", "floats", "kquants", "legacy"]
+
+
+def block_type(type: GGMLQuantizationType) -> type[Block]:
+    """The class of a ggml type.
+
+    Raises:
+        InputError: this type cannot be encoded or decoded here.
+    """
+    if type not in REGISTRY:
+        known = ", ".join(sorted(kind.name for kind in REGISTRY))
+        raise InputError(f"block type {type.name} is not supported", remedy=f"Supported: {known}.")
+    return REGISTRY[type]
+
+
+def encode(rows: Floats, type: GGMLQuantizationType) -> Bytes:
+    """Rows of float32, shape (..., row length), as blocks: shape (..., bytes per row)."""
+    return block_type(type).encode(rows)
+
+
+def decode(data: Bytes, type: GGMLQuantizationType) -> Floats:
+    """Blocks, shape (..., bytes per row), as float32: shape (..., row length)."""
+    return block_type(type).decode(data)

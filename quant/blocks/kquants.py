@@ -1,0 +1,256 @@
+"""The k-quants: super-blocks of 256 weights whose groups have scales of their own, quantized in turn.
+
+Each `encode_blocks` has three steps: search a scale for every group, round the scales to their few bits, round the
+weights again with the scales that will really be read back. Where a rounded scale is zero the levels of the search are
+kept, as in the C code. Equals `quantize_row_q*_K_ref` and `dequantize_row_q*_K` of ggml/src/ggml-quants.c.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType as T
+from numpy.typing import NDArray
+
+from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, i1, u1
+from gguforge.quant.search import GROUP_MAX_EPS, AffineFit, DescentFit, SymmetricFit, f32, nearest_int
+
+SUPER = 256
+
+
+def as_groups(x: Floats, size: int) -> Floats:
+    """Blocks (n, 256) as columns of `size` elements: shape (size, n * 256 / size)."""
+    return np.ascontiguousarray(x.reshape(-1, size).T)
+
+
+def round_levels(
+    x: Floats, d: Floats, low: int, high: int, fit: AffineFit | SymmetricFit | DescentFit, shift: int = 0, offset: Floats | None = None
+) -> Bytes:
+    """The final rounding: levels of groups `x` (size, groups) for the scale `d` (and minimum `offset`) of each group.
+
+    Groups whose scale is zero keep the levels of the search.
+
+    Returns:
+        shape (groups, size), values low + shift .. high + shift.
+    """
+    none = d == 0
+    keep = np.flatnonzero(none)
+    if len(keep):
+        d = np.where(none, f32(1), d)
+    level = (x if offset is None else x + offset) / d
+    np.rint(level, out=level)
+    np.maximum(level, f32(low), out=level)
+    np.minimum(level, f32(high), out=level)
+    if shift:
+        level += f32(shift)
+    if len(keep):
+        level[:, keep] = fit.levels(keep)
+    return np.ascontiguousarray(level.astype(np.uint8).T)
+
+
+def sequential_max(values: Floats) -> Floats:
+    """The largest of each super-block's values and zero; shape (groups per block, n) -> (n,)."""
+    return np.maximum(values.max(axis=0), f32(0))
+
+
+def per_block(values: Floats, groups: int) -> Floats:
+    """Group values (n * groups,) as (groups, n)."""
+    return np.ascontiguousarray(values.reshape(-1, groups).T)
+
+
+def per_group(values: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `per_block`: (groups, n) as (n * groups,)."""
+    return np.ascontiguousarray(values.T).reshape(-1)
+
+
+def quantize_positive(values: Floats, top: Floats, levels: int) -> tuple[Bytes, NDArray[np.float16]]:
+    """Scales (groups, n) as integers 0..levels and the fp16 step; `top` is the largest of each block."""
+    some = top > 0
+    with np.errstate(over="ignore"):
+        inverse = np.where(some, f32(levels) / np.where(some, top, f32(1)), f32(0))
+        codes = np.minimum(nearest_int(inverse * values).astype(np.uint8), np.uint8(levels))
+        return codes, (top / f32(levels)).astype(np.float16)
+
+
+def pack_6bit(scales: Bytes, minimums: Bytes) -> Bytes:
+    """Eight 6-bit scales and minimums, shape (8, n) each, as 12 bytes: shape (n, 12)."""
+    out = np.empty((12, scales.shape[1]), np.uint8)
+    out[0:4] = scales[:4] | (scales[4:] >> 4) << 6
+    out[4:8] = minimums[:4] | (minimums[4:] >> 4) << 6
+    out[8:12] = (scales[4:] & 15) | (minimums[4:] & 15) << 4
+    return out.T
+
+
+def unpack_6bit(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """The inverse of `pack_6bit`: (n, 12) to scales (n, 8) and minimums (n, 8)."""
+    a, b, c = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([a & 63, (c & 15) | (a >> 6) << 4], axis=1)
+    minimums = np.concatenate([b & 63, (c >> 4) | (b >> 6) << 4], axis=1)
+    return scales, minimums
+
+
+def pack_2bit(levels: Bytes) -> Bytes:
+    """Levels 0..3, shape (n, 256), four to a byte as Q2_K and Q3_K store them: shape (n, 64)."""
+    q = levels.reshape(-1, 2, 4, 32)
+    return (q[:, :, 0] | q[:, :, 1] << 2 | q[:, :, 2] << 4 | q[:, :, 3] << 6).reshape(-1, 64)
+
+
+def unpack_2bit(packed: Bytes) -> Bytes:
+    """The inverse of `pack_2bit`, shape (n, 256)."""
+    q = packed.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    return (q & 3).reshape(-1, SUPER)
+
+
+class Q2_K(Block, type=T.Q2_K, size=SUPER, tile=64, scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2):
+    """2-bit levels; 16 groups of 16 with 4-bit scales and minimums: 2.625 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        groups = as_groups(x, 16)
+        fit = AffineFit(groups, np.abs(groups), 3, -0.5, 0.1, 15, absolute=True)
+        scale, minimum = per_block(fit.scale, 16), per_block(fit.minimum, 16)
+        s, d = quantize_positive(scale, sequential_max(scale), 15)
+        m, dmin = quantize_positive(minimum, sequential_max(minimum), 15)
+        out["d"], out["dmin"], out["scales"] = d, dmin, (s | m << 4).T
+        step = per_group(d.astype(np.float32) * s)
+        levels = round_levels(groups, step, 0, 3, fit, offset=per_group(dmin.astype(np.float32) * m))
+        out["qs"] = pack_2bit(levels)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        d, dmin = b["d"].astype(np.float32)[:, None], b["dmin"].astype(np.float32)[:, None]
+        step, minimum = d * (b["scales"] & 15), dmin * (b["scales"] >> 4)
+        q = unpack_2bit(b["qs"]).reshape(-1, 16, 16)
+        return (step[..., None] * q - minimum[..., None]).reshape(-1, SUPER)
+
+
+class Q3_K(Block, type=T.Q3_K, size=SUPER, tile=256, hmask=(u1, 32), qs=(u1, 64), scales=(u1, 12), d=f2):
+    """3-bit levels; 16 groups of 16 with 6-bit signed scales: 3.4375 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        groups = as_groups(x, 16)
+        fit = DescentFit(groups, 4)
+        scale = per_block(fit.scale, 16)
+        top = first_extreme(scale)
+        some = top != 0
+        inverse = f32(-32) / np.where(some, top, f32(1))
+        codes = np.clip(nearest_int(inverse * scale), -32, 31) * some  # (16, n)
+        stored = ((codes + 32) * some).astype(np.uint8)
+        packed = np.empty((12, len(x)), np.uint8)
+        low, high = stored & 15, stored >> 4
+        packed[:8] = low[:8] | low[8:] << 4
+        packed[8:] = high[0:4] | high[4:8] << 2 | high[8:12] << 4 | high[12:16] << 6
+        with np.errstate(over="ignore"):
+            d = np.where(some, f32(1) / inverse, f32(0)).astype(np.float16)
+        out["d"], out["scales"] = d, packed.T
+        step = per_group(d.astype(np.float32) * codes.astype(np.float32))
+        levels = round_levels(groups, step, -4, 3, fit, shift=4).reshape(-1, SUPER)
+        high_bits = (levels > 3).reshape(-1, 8, 32)
+        out["hmask"] = np.packbits(high_bits, axis=1, bitorder="little").reshape(-1, 32)
+        out["qs"] = pack_2bit(levels & 3)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        s = b["scales"]
+        low = np.concatenate([s[:, :8] & 15, s[:, :8] >> 4], axis=1)
+        high = np.concatenate([s[:, 8:] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1)
+        codes = (low | high << 4).astype(np.int8) - 32
+        step = b["d"].astype(np.float32)[:, None] * codes
+        high_bits = np.unpackbits(b["hmask"].reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, SUPER)
+        q = unpack_2bit(b["qs"]).astype(np.int8) - (high_bits ^ 1).astype(np.int8) * 4
+        return (step[..., None] * q.reshape(-1, 16, 16)).reshape(-1, SUPER)
+
+
+def first_extreme(scale: Floats) -> Floats:
+    """The scale of largest magnitude of each super-block, the first of equals; (groups, n) -> (n,)."""
+    return scale[np.abs(scale).argmax(axis=0), np.arange(scale.shape[1])]
+
+
+def encode_affine_32(x: Floats, out: Blocks, nmax: int, first: float, steps: int) -> Bytes:
+    """What Q4_K and Q5_K share: fills d, dmin and scales, returns the levels, shape (n, 256)."""
+    groups = as_groups(x, 32)
+    average = np.sqrt(np.add.reduce(groups * groups, axis=0) / f32(32))
+    fit = AffineFit(groups, average + np.abs(groups), nmax, first, 0.1, steps)
+    scale, minimum = per_block(fit.scale, 8), per_block(fit.minimum, 8)
+    s, d = quantize_positive(scale, sequential_max(scale), 63)
+    m, dmin = quantize_positive(minimum, sequential_max(minimum), 63)
+    out["d"], out["dmin"], out["scales"] = d, dmin, pack_6bit(s, m)
+    step = per_group(d.astype(np.float32) * s)
+    levels = round_levels(groups, step, 0, nmax, fit, offset=per_group(dmin.astype(np.float32) * m))
+    return levels.reshape(-1, SUPER)
+
+
+def decode_affine_32(b: Blocks, q: Bytes) -> Floats:
+    """Values of levels `q`, shape (n, 256), of Q4_K and Q5_K blocks."""
+    s, m = unpack_6bit(b["scales"])
+    step = b["d"].astype(np.float32)[:, None] * s
+    minimum = b["dmin"].astype(np.float32)[:, None] * m
+    values: Floats = step[..., None] * q.reshape(-1, 8, 32) - minimum[..., None]
+    return values.reshape(-1, SUPER)
+
+
+class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=128, d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128)):
+    """4-bit levels; 8 groups of 32 with 6-bit scales and minimums: 4.5 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        q = encode_affine_32(x, out, 15, -1.0, 20).reshape(-1, 4, 2, 32)
+        out["qs"] = (q[:, :, 0] | q[:, :, 1] << 4).reshape(-1, 128)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        q = b["qs"].reshape(-1, 4, 1, 32)
+        return decode_affine_32(b, np.concatenate([q & 15, q >> 4], axis=2))
+
+
+class Q5_K(Block, type=T.Q5_K, size=SUPER, tile=128, d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128)):
+    """5-bit levels; 8 groups of 32 with 6-bit scales and minimums: 5.5 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        levels = encode_affine_32(x, out, 31, -0.5, 15)
+        q = (levels & 15).reshape(-1, 4, 2, 32)
+        out["qs"] = (q[:, :, 0] | q[:, :, 1] << 4).reshape(-1, 128)
+        out["qh"] = np.packbits((levels > 15).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        q = b["qs"].reshape(-1, 4, 1, 32)
+        high = np.unpackbits(b["qh"].reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, 4, 2, 32)
+        return decode_affine_32(b, np.concatenate([q & 15, q >> 4], axis=2) | high << 4)
+
+
+class Q6_K(Block, type=T.Q6_K, size=SUPER, tile=128, ql=(u1, 128), qh=(u1, 64), scales=(i1, 16), d=f2):
+    """6-bit levels; 16 groups of 16 with 8-bit signed scales: 6.5625 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        groups = as_groups(x, 16)
+        fit = SymmetricFit(groups, 32)
+        scale = per_block(fit.scale, 16)
+        top = first_extreme(scale)
+        zero = np.abs(top) < GROUP_MAX_EPS
+        inverse = f32(-128) / np.where(zero, f32(1), top)
+        codes = np.minimum(nearest_int(inverse * scale), 127)
+        codes[:, zero] = 0
+        with np.errstate(over="ignore"):
+            d = np.where(zero, f32(0), f32(1) / inverse).astype(np.float16)
+        out["d"], out["scales"] = d, codes.T
+        step = per_group(d.astype(np.float32) * codes.astype(np.float32))
+        levels = round_levels(groups, step, -32, 31, fit, shift=32).reshape(-1, SUPER)
+        levels[zero] = 0
+        q = levels.reshape(-1, 2, 4, 32)
+        low, high = q & 15, q >> 4
+        out["ql"] = np.stack([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2).reshape(-1, 128)
+        out["qh"] = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(-1, 64)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        ql = b["ql"].reshape(-1, 2, 1, 2, 32)
+        low = np.concatenate([ql & 15, ql >> 4], axis=2).reshape(-1, 2, 4, 32)
+        high = b["qh"].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1) & 3
+        q = (low | high << 4).astype(np.int8) - 32
+        step = b["d"].astype(np.float32)[:, None] * b["scales"]
+        return (step[..., None] * q.reshape(-1, 16, 16)).reshape(-1, SUPER)

@@ -1,0 +1,162 @@
+"""The legacy quants: blocks of 32 weights with one scale (and minimum) each, no search.
+
+Equal `quantize_row_q*_ref` and `dequantize_row_q*` of ggml/src/ggml-quants.c.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType as T
+from numpy.typing import NDArray
+
+from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, i1, u1, u4
+from gguforge.quant.search import f32
+
+SIZE = 32
+
+
+def reciprocal(d: Floats) -> Floats:
+    """1 / d, and 0 where d is 0; infinite where d is denormal, as in C."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(d != 0, f32(1) / d, f32(0))
+
+
+def truncate(t: Floats, inverse: Floats, high: int) -> Bytes:
+    """C's `MIN(high, (int8_t) t)`; an infinite `inverse` makes t infinite or NaN, which x86 truncates to 0."""
+    if not np.isfinite(inverse).all():
+        t = np.where(np.isfinite(t), t, f32(0))
+    return np.minimum(t, f32(high)).astype(np.uint8)
+
+
+def extreme_of_rows(x: Floats) -> Floats:
+    """The element of largest magnitude of each block, the first of equals, +0 if all are zero; (n, 32) -> (n, 1)."""
+    top, bottom = x.max(axis=1, keepdims=True), x.min(axis=1, keepdims=True)
+    peak = np.where(top > -bottom, top, bottom)
+    tie = np.flatnonzero(top == -bottom)
+    peak[tie, 0] = x[tie, np.abs(x[tie]).argmax(axis=1)]
+    return peak + f32(0)  # -0 becomes +0, which C's search starts from
+
+
+def encode_symmetric(x: Floats, half: int) -> tuple[NDArray[np.float16], Bytes]:
+    """Scale and levels 0..2*half-1 with the extreme weight at -half: Q4_0 (8) and Q5_0 (16)."""
+    d = extreme_of_rows(x) / f32(-half)
+    inverse = reciprocal(d)
+    with np.errstate(over="ignore", invalid="ignore"):
+        levels = truncate(x * inverse + f32(half + 0.5), inverse, 2 * half - 1)
+        return d[:, 0].astype(np.float16), levels
+
+
+def encode_range(x: Floats, top: int) -> tuple[NDArray[np.float16], NDArray[np.float16], Bytes]:
+    """Scale, minimum and levels 0..top that span the block: Q4_1 (15) and Q5_1 (31)."""
+    low = x.min(axis=1, keepdims=True)
+    signed = np.flatnonzero(low == 0)  # of +0 and -0 the C code keeps the first
+    low[signed, 0] = x[signed, (x[signed] == 0).argmax(axis=1)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        d = (x.max(axis=1, keepdims=True) - low) / f32(top) + f32(0)
+        inverse = reciprocal(d)
+        levels = truncate((x - low) * inverse + f32(0.5), inverse, top)
+        return d[:, 0].astype(np.float16), low[:, 0].astype(np.float16), levels
+
+
+def pack_nibbles(levels: Bytes) -> Bytes:
+    """Levels 0..15, shape (n, 32): the first half in the low nibbles, the second in the high ones."""
+    return levels[:, :16] | levels[:, 16:] << 4
+
+
+def unpack_nibbles(packed: Bytes) -> Bytes:
+    """The inverse of `pack_nibbles`."""
+    return np.concatenate([packed & 15, packed >> 4], axis=1)
+
+
+def pack_fifth_bit(levels: Bytes) -> NDArray[np.uint32]:
+    """Bit 4 of each level as bit j of one little-endian word, shape (n,)."""
+    words: NDArray[np.uint32] = np.packbits(levels >> 4, axis=1, bitorder="little").view("<u4")[:, 0]
+    return words
+
+
+def unpack_fifth_bit(words: NDArray[np.uint32]) -> Bytes:
+    """The inverse of `pack_fifth_bit`, in place 4; shape (n, 32)."""
+    octets = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 4)
+    return np.unpackbits(octets, axis=1, bitorder="little") << 4
+
+
+class Q4_0(Block, type=T.Q4_0, size=SIZE, d=f2, qs=(u1, 16)):
+    """4-bit levels around zero: 4.5 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        out["d"], levels = encode_symmetric(x, 8)
+        out["qs"] = pack_nibbles(levels)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        return b["d"].astype(np.float32)[:, None] * (unpack_nibbles(b["qs"]).astype(np.int8) - 8)
+
+
+class Q4_1(Block, type=T.Q4_1, size=SIZE, d=f2, m=f2, qs=(u1, 16)):
+    """4-bit levels above a minimum: 5 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        out["d"], out["m"], levels = encode_range(x, 15)
+        out["qs"] = pack_nibbles(levels)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        return b["d"].astype(np.float32)[:, None] * unpack_nibbles(b["qs"]) + b["m"].astype(np.float32)[:, None]
+
+
+class Q5_0(Block, type=T.Q5_0, size=SIZE, d=f2, qh=u4, qs=(u1, 16)):
+    """5-bit levels around zero: 5.5 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        out["d"], levels = encode_symmetric(x, 16)
+        out["qs"], out["qh"] = pack_nibbles(levels & 15), pack_fifth_bit(levels)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        levels = unpack_nibbles(b["qs"]) | unpack_fifth_bit(b["qh"])
+        return b["d"].astype(np.float32)[:, None] * (levels.astype(np.int8) - 16)
+
+
+class Q5_1(Block, type=T.Q5_1, size=SIZE, d=f2, m=f2, qh=u4, qs=(u1, 16)):
+    """5-bit levels above a minimum: 6 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        out["d"], out["m"], levels = encode_range(x, 31)
+        out["qs"], out["qh"] = pack_nibbles(levels & 15), pack_fifth_bit(levels)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        levels = unpack_nibbles(b["qs"]) | unpack_fifth_bit(b["qh"])
+        return b["d"].astype(np.float32)[:, None] * levels + b["m"].astype(np.float32)[:, None]
+
+
+class Q8_0(Block, type=T.Q8_0, size=SIZE, d=f2, qs=(i1, 32)):
+    """8-bit levels around zero: 8.5 bpw."""
+
+    @staticmethod
+    def encode_blocks(x: Floats, out: Blocks) -> None:
+        d = np.abs(x).max(axis=1, keepdims=True) / f32(127)
+        inverse = reciprocal(d)
+        with np.errstate(over="ignore", invalid="ignore"):
+            out["d"] = d[:, 0].astype(np.float16)
+            out["qs"] = round_half_away(x * inverse, inverse)
+
+    @staticmethod
+    def decode_blocks(b: Blocks) -> Any:
+        return b["qs"] * b["d"].astype(np.float32)[:, None]
+
+
+def round_half_away(t: Floats, inverse: Floats) -> NDArray[np.int8]:
+    """C's `(int8_t) roundf(t)` for |t| <= 127; not finite (from an infinite `inverse`) gives 0."""
+    if not np.isfinite(inverse).all():
+        t = np.where(np.isfinite(t), t, f32(0))
+    # t + copysign(0.5) alone would send the float just below 0.5 up to 1; so would it in C, were roundf not exact.
+    whole = np.trunc(t)
+    whole += np.copysign(np.abs(t - whole) >= f32(0.5), t)
+    return whole.astype(np.int8)
