@@ -1,0 +1,305 @@
+"""The loop over llama.cpp: one model, one context, tokens in, tokens out.
+
+What the context already holds is kept: only tokens that differ from it are evaluated. It knows nothing of text or
+turns. API: llama.cpp, include/llama.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gguforge.quant.errors import EngineError, GGUFError
+from gguforge.quant.reader import GGUFFile, read_gguf
+from gguforge.runtime.fit import choose_context
+from gguforge.runtime.library import LOG, library, load_model, new_context
+from gguforge.runtime.machine import available_memory, physical_cores
+from gguforge.runtime.sampling import Sampler
+from gguforge.runtime.vocabulary import Vocabulary
+
+
+@dataclass
+class Stats:
+    """What one answer took.
+
+    Attributes:
+        prompt_tokens: tokens before the answer, kept ones included.
+        evaluated_tokens: those of them that had to be evaluated.
+        generated_tokens: tokens of the answer.
+        first_token_seconds: from the question to the first token (TTFT).
+        generation_seconds: from the first token to the last.
+        stop: "end", "length", "interrupted" or "context"; empty while running.
+    """
+
+    prompt_tokens: int = 0
+    evaluated_tokens: int = 0
+    generated_tokens: int = 0
+    first_token_seconds: float = 0.0
+    generation_seconds: float = 0.0
+    stop: str = ""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of generation; the first token belongs to the prompt and is not counted."""
+        return (self.generated_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
+
+
+class Engine:
+    """A loaded model with a context.
+
+    Attributes:
+        file: the file's header.
+        vocabulary: its tokenizer.
+        context: tokens that fit.
+        threads: threads that compute.
+
+    Example:
+        with Engine.open("model.gguf") as engine:
+            session = ChatSession(engine)
+            for piece in session.ask("Hello"):
+                print(piece, end="", flush=True)
+    """
+
+    def __init__(self, file: GGUFFile, model: Any, context: Any, threads: int) -> None:
+        self._llama = library()
+        self._model, self._context = model, context
+        self._memory = self._llama.llama_get_memory(context)
+        self.file = file
+        self.threads = threads
+        self.context = int(self._llama.llama_n_ctx(context))
+        self.vocabulary = Vocabulary(model)
+        self._held: list[int] = []  # tokens whose keys and values the context holds
+        self._interrupted = False
+        self._one = (ctypes.c_int32 * 1)()
+        self._abort = self._llama.ggml_abort_callback(lambda _: self._interrupted)
+        self._no_abort = self._llama.ggml_abort_callback()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        verbose: bool = False,
+    ) -> Self:
+        """Check the file, see that it fits the memory, load it.
+
+        Args:
+            path: a GGUF file; of a split model, the first part.
+            context: tokens; None for the training length, at most 8192, as far as memory allows.
+            threads: None for the physical cores.
+            verbose: pass llama.cpp's log to stderr.
+
+        Raises:
+            GGUFError: the file is damaged.
+            EngineError: llama.cpp cannot run it, or it does not fit.
+            OSError: it cannot be read.
+        """
+        LOG.verbose = verbose
+        file = read_gguf(path)
+        check_runnable(file)
+        tokens = choose_context(file, context, available_memory())
+        workers = threads or physical_cores()
+        llama, model = library(), load_model(file.path)
+        made = None
+        try:
+            _check_generates(llama, model, file.path)
+            made = new_context(model, file.path, context=tokens, threads=workers)
+            return cls(file, model, made, workers)
+        except BaseException:
+            if made:
+                llama.llama_free(made)
+            llama.llama_model_free(model)
+            raise
+
+    def close(self) -> None:
+        """Free the context and the model; a second call does nothing."""
+        if self._model is not None:
+            self._llama.llama_free(self._context)
+            self._llama.llama_model_free(self._model)
+            self._model = self._context = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def interrupt(self) -> None:
+        """Stop what is being evaluated or generated; safe in a signal handler and from another thread."""
+        self._interrupted = True
+
+    def describe(self) -> str:
+        """The model in a few words: architecture, parameters and type, as llama.cpp words them."""
+        buffer = ctypes.create_string_buffer(256)
+        self._llama.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def sampler(self, settings: Any) -> Sampler:
+        """A sampler for this vocabulary."""
+        return Sampler(settings, self.vocabulary.size)
+
+    def generate(
+        self, prompt: Sequence[int], sampler: Sampler, stats: Stats, limit: int | None = None
+    ) -> Generator[int, None, None]:
+        """Yield the tokens that follow `prompt`, up to an end token (not yielded), the limit, a full context or `interrupt`.
+
+        Args:
+            prompt: all tokens from the beginning of the context; what the context holds already is not evaluated again.
+            sampler: draws the tokens.
+            stats: is added to as it goes; `stats.stop` says why it ended.
+            limit: most tokens that `stats` may count as generated.
+
+        Raises:
+            EngineError: llama.cpp failed.
+        """
+        assert 0 < len(prompt) <= self.context
+        self._interrupted = False
+        started = time.perf_counter()
+        kept = self._keep_prefix(prompt)
+        stats.prompt_tokens = stats.prompt_tokens or len(prompt)
+        finished = self._evaluate(prompt[kept:])
+        stats.evaluated_tokens += len(self._held) - kept
+        if not finished:
+            stats.stop = "interrupted"
+            return
+        sampler.remember(list(prompt[kept:]))
+        yield from self._continue(sampler, stats, limit, started)
+
+    def _continue(self, sampler: Sampler, stats: Stats, limit: int | None, started: float) -> Generator[int, None, None]:
+        sample, ends = self._llama.llama_sampler_sample, self.vocabulary.ends
+        first = None
+        try:
+            while True:
+                token = sample(sampler.chain, self._context, -1)
+                if first is None:
+                    first = time.perf_counter()
+                    stats.first_token_seconds = stats.first_token_seconds or first - started
+                stats.stop = "end" if ends(token) else "length" if stats.generated_tokens == limit else ""
+                if stats.stop:
+                    return
+                stats.generated_tokens += 1
+                yield token
+                if self._interrupted or stats.generated_tokens == limit or len(self._held) == self.context:
+                    stats.stop = "interrupted" if self._interrupted else "length"
+                    if (
+                        len(self._held) == self.context
+                        and stats.generated_tokens != limit
+                        and not self._interrupted
+                    ):
+                        stats.stop = "context"
+                    return
+                self._decode_one(token)
+        finally:
+            if first is not None:
+                stats.generation_seconds += time.perf_counter() - first
+
+    def _keep_prefix(self, prompt: Sequence[int]) -> int:
+        """Cut the context back to what it shares with the prompt; at least one token stays to be evaluated."""
+        shared = 0
+        for ours, theirs in zip(self._held, prompt[:-1], strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if shared < len(self._held) and not self._llama.llama_memory_seq_rm(self._memory, 0, shared, -1):
+            self._llama.llama_memory_clear(self._memory, True)  # recurrent states cannot be cut in the middle
+            shared = 0
+        del self._held[shared:]
+        return shared
+
+    def _evaluate(self, tokens: Sequence[int]) -> bool:
+        """Take in tokens batch by batch; False when `interrupt` came, with the finished part kept."""
+        step = int(self._llama.llama_n_batch(self._context))
+        self._llama.llama_set_abort_callback(self._context, self._abort, None)
+        try:
+            for start in range(0, len(tokens), step):
+                part = list(tokens[start : start + step])
+                tokens_in_c = (ctypes.c_int32 * len(part))(*part)  # must outlive the call below
+                batch = self._llama.llama_batch_get_one(tokens_in_c, len(part))
+                code = self._llama.llama_decode(self._context, batch)
+                if code == 2 or self._interrupted:
+                    self._hold_what_is_there(part)
+                    return False
+                self._check(code)
+                self._held += part
+            return True
+        finally:
+            self._llama.llama_set_abort_callback(self._context, self._no_abort, None)
+
+    def _hold_what_is_there(self, part: list[int]) -> None:
+        """After an abort the context may hold a part of the batch: believe the context, and drop the rest."""
+        there = int(self._llama.llama_memory_seq_pos_max(self._memory, 0)) + 1
+        self._held += part[: max(0, there - len(self._held))]
+        del self._held[there:]
+
+    def _decode_one(self, token: int) -> None:
+        self._one[0] = token
+        self._check(self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(self._one, 1)))
+        self._held.append(token)
+
+    def _check(self, code: int) -> None:
+        if code:
+            self._held.clear()
+            self._llama.llama_memory_clear(self._memory, True)
+            raise EngineError(
+                f"llama.cpp failed to evaluate (code {code}): {LOG.reason() or 'no reason given'}",
+                path=self.file.path,
+            )
+
+
+def check_runnable(file: GGUFFile) -> None:
+    """Refuse what llama.cpp would abort the whole process on, and missing parts of a split model.
+
+    Raises:
+        GGUFError: the tokenizer's lists do not match, or a part is missing or damaged.
+    """
+    _check_tokenizer(file)
+    count = file.metadata.get("split.count")
+    if count is None or not isinstance(count.value, int) or count.value < 2:
+        return
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", file.path.name)
+    if not match or int(match[3]) != count.value or int(match[2]) != 1:
+        raise GGUFError(
+            "is one part of a split model",
+            path=file.path,
+            remedy="Give the first part, named like x-00001-of-00003.gguf.",
+        )
+    for number in range(2, count.value + 1):
+        read_gguf(file.path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.gguf"))
+
+
+def _check_tokenizer(file: GGUFFile) -> None:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        raise GGUFError("has no tokenizer", path=file.path, expected="the metadata key tokenizer.ggml.tokens")
+    if not isinstance(tokens.value, list) or not all(isinstance(text, str) for text in tokens.value):
+        raise GGUFError("tokenizer.ggml.tokens is not a list of strings", path=file.path)
+    for name, kind in (("scores", float), ("token_type", int)):
+        entry = file.metadata.get(f"tokenizer.ggml.{name}")
+        if entry is None:
+            continue
+        if not isinstance(entry.value, list) or not all(type(item) is kind for item in entry.value):
+            raise GGUFError(f"tokenizer.ggml.{name} is not a list of {kind.__name__}", path=file.path)
+        if len(entry.value) != len(tokens.value):
+            raise GGUFError(
+                f"tokenizer.ggml.{name} does not match the tokens", path=file.path, expected=len(tokens.value), found=len(entry.value)
+            )  # fmt: skip
+
+
+def _check_generates(llama: Any, model: Any, path: Path) -> None:
+    if (
+        llama.llama_model_has_encoder(model)
+        or not llama.llama_model_has_decoder(model)
+        or llama.llama_model_is_diffusion(model)
+    ):
+        raise EngineError("is not a model that continues text (an encoder or a diffusion model)", path=path)
