@@ -48,13 +48,22 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         return
     from importlib.metadata import version
 
-    click.echo(f"gguforge {version('gguforge')} (llama-cpp-python {version('llama-cpp-python')}, numpy {version('numpy')})")
+    click.echo(
+        f"gguforge {version('gguforge')} (llama-cpp-python {version('llama-cpp-python')}, numpy {version('numpy')})"
+    )
     ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version and exit."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback when something fails.")
 def cli(debug: bool) -> None:

@@ -56,7 +56,11 @@ class GGUForgeError(Exception):
             line = f"tensor {self.tensor!r}: {line}"
         if self.path is not None:
             line = f"{self.path}: {line}"
-        sides = [f"{word} {side}" for word, side in (("expected", self.expected), ("found", self.found)) if side is not None]
+        sides = [
+            f"{word} {side}"
+            for word, side in (("expected", self.expected), ("found", self.found))
+            if side is not None
+        ]
         if sides:
             line += f" ({', '.join(sides)})"
         if self.remedy is not None:
@@ -65,7 +69,15 @@ class GGUForgeError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep every field when the error crosses from a worker process."""
-        return _rebuild, (type(self), self.what, self.path, self.tensor, self.expected, self.found, self.remedy)
+        return _rebuild, (
+            type(self),
+            self.what,
+            self.path,
+            self.tensor,
+            self.expected,
+            self.found,
+            self.remedy,
+        )
 
 
 class InputError(GGUForgeError):
@@ -92,7 +104,9 @@ class MissingExtraError(GGUForgeError):
     """An optional package is needed and not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs the package {package!r}", remedy=f"Install it with: pip install 'gguforge[{extra}]'")
+        super().__init__(
+            f"this needs the package {package!r}", remedy=f"Install it with: pip install 'gguforge[{extra}]'"
+        )
         self._arguments = (package, extra)
 
     def __reduce__(self) -> tuple[object, ...]:

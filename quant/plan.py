@@ -42,6 +42,18 @@ def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
+def dimensions_on_disk(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as GGUF writes it: row length first, without trailing ones (ggml has four dimensions and counts the real ones).
+
+    >>> dimensions_on_disk((1, 8, 256))
+    (256, 8)
+    """
+    dimensions = shape[::-1]
+    while len(dimensions) > 1 and dimensions[-1] == 1:
+        dimensions = dimensions[:-1]
+    return dimensions
+
+
 @dataclass(frozen=True)
 class TensorPlan:
     """One tensor of the output.
@@ -125,9 +137,12 @@ class Plan:
         parts = [MAGIC, struct.pack("<IQQ", VERSION, len(self.tensors), len(self.metadata))]
         parts += [pack_string(key) + value.pack() for key, value in self.metadata.items()]
         for tensor, offset in zip(self.tensors, self.offsets, strict=True):
-            dimensions = tensor.shape[::-1]
+            dimensions = dimensions_on_disk(tensor.shape)
             layout = f"<I{len(dimensions)}QIQ"
-            parts.append(pack_string(tensor.name) + struct.pack(layout, len(dimensions), *dimensions, tensor.type, offset))
+            parts.append(
+                pack_string(tensor.name)
+                + struct.pack(layout, len(dimensions), *dimensions, tensor.type, offset)
+            )
         data = b"".join(parts)
         return data.ljust(padded(len(data), self.alignment), b"\0")
 

@@ -116,7 +116,12 @@ class _Reader:
         self.window.release()
 
     def fail(self, what: str, **sides: object) -> GGUFError:
-        return GGUFError(what, path=self.path, remedy="The file is damaged or not GGUF: download or make it again.", **sides)  # type: ignore[arg-type]
+        return GGUFError(
+            what,
+            path=self.path,
+            remedy="The file is damaged or not GGUF: download or make it again.",
+            **sides,
+        )  # type: ignore[arg-type]
 
     @property
     def left(self) -> int:
@@ -147,7 +152,10 @@ class _Reader:
     def read(self) -> GGUFFile:
         version = self.start()
         n_tensors, n_pairs = self.number("Q", "the tensor count"), self.number("Q", "the metadata count")
-        for what, count, least in (("metadata", n_pairs, MIN_PAIR_BYTES), ("tensor", n_tensors, MIN_TENSOR_BYTES)):
+        for what, count, least in (
+            ("metadata", n_pairs, MIN_PAIR_BYTES),
+            ("tensor", n_tensors, MIN_TENSOR_BYTES),
+        ):
             if count * least > self.left:
                 raise self.fail(f"{what} count is more than the file can hold", found=count)
         metadata = self.pairs(n_pairs)
@@ -160,10 +168,19 @@ class _Reader:
     def start(self) -> int:
         magic = bytes(self.take(min(4, self.left), "the magic"))
         if magic != MAGIC:
-            raise GGUFError("this is not a GGUF file", path=self.path, expected="the bytes 'GGUF' first", found=repr(magic))
+            raise GGUFError(
+                "this is not a GGUF file",
+                path=self.path,
+                expected="the bytes 'GGUF' first",
+                found=repr(magic),
+            )
         version = self.number("I", "the version")
         if version in (2 << 24, 3 << 24):
-            raise GGUFError("big-endian GGUF is not supported", path=self.path, remedy="Convert the model again, little-endian.")
+            raise GGUFError(
+                "big-endian GGUF is not supported",
+                path=self.path,
+                remedy="Convert the model again, little-endian.",
+            )
         if version not in (2, 3):
             raise GGUFError("unknown GGUF version", path=self.path, expected="2 or 3", found=version)
         return version
@@ -200,7 +217,9 @@ class _Reader:
     def items(self, kind: GGUFValueType, count: int, what: str) -> list[Scalar]:
         if kind == GGUFValueType.STRING:
             if count * 8 > self.left:
-                raise self.fail(f"file ends inside {what}", expected=f"{count} strings", found=f"{self.left} bytes")
+                raise self.fail(
+                    f"file ends inside {what}", expected=f"{count} strings", found=f"{self.left} bytes"
+                )
             return [self.text(what) for _ in range(count)]
         code = STRUCT_CODES[kind]
         return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code), what)))
@@ -213,7 +232,11 @@ class _Reader:
         if value.kind != GGUFValueType.UINT32 or not isinstance(number, int):
             raise self.fail("general.alignment has the wrong type", expected="UINT32", found=value.kind.name)
         if not 1 <= number <= MAX_ALIGNMENT or number & (number - 1):
-            raise self.fail("general.alignment is no sound alignment", expected=f"a power of two up to {MAX_ALIGNMENT}", found=number)
+            raise self.fail(
+                "general.alignment is no sound alignment",
+                expected=f"a power of two up to {MAX_ALIGNMENT}",
+                found=number,
+            )
         return number
 
     def tensor_headers(self, count: int) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType, int]]:
@@ -228,7 +251,11 @@ class _Reader:
     def shape(self, name: str) -> tuple[int, ...]:
         n_dimensions = self.number("I", f"the dimensions of {name!r}")
         if n_dimensions > MAX_DIMENSIONS:
-            raise self.fail(f"tensor {name!r} has too many dimensions", expected=f"at most {MAX_DIMENSIONS}", found=n_dimensions)
+            raise self.fail(
+                f"tensor {name!r} has too many dimensions",
+                expected=f"at most {MAX_DIMENSIONS}",
+                found=n_dimensions,
+            )
         sizes = struct.unpack(f"<{n_dimensions}Q", self.take(8 * n_dimensions, f"the shape of {name!r}"))
         if prod(sizes) > MAX_ELEMENTS or max(sizes, default=0) > MAX_ELEMENTS:
             raise self.fail(f"tensor {name!r} is too large", found=" x ".join(map(str, sizes)))
@@ -241,22 +268,42 @@ class _Reader:
         except ValueError:
             kind = None
         if kind not in GGML_QUANT_SIZES:
-            raise GGUFError("unknown tensor type", path=self.path, tensor=name, found=number, remedy="A newer gguforge may know it.")
+            raise GGUFError(
+                "unknown tensor type",
+                path=self.path,
+                tensor=name,
+                found=number,
+                remedy="A newer gguforge may know it.",
+            )
         return kind
 
     def placed(
-        self, found: list[tuple[str, tuple[int, ...], GGMLQuantizationType, int]], data_offset: int, alignment: int
+        self,
+        found: list[tuple[str, tuple[int, ...], GGMLQuantizationType, int]],
+        data_offset: int,
+        alignment: int,
     ) -> Iterator[TensorInfo]:
         """Check that the tensors lie one behind the other, each at the next aligned place, inside the file."""
         end = 0
         for name, shape, kind, offset in found:
             block_size, block_bytes = GGML_QUANT_SIZES[kind]
             if shape[-1] % block_size:
-                raise self.fail(f"rows of tensor {name!r} are no whole number of {kind.name} blocks", found=f"{shape[-1]} elements")
+                raise self.fail(
+                    f"rows of tensor {name!r} are no whole number of {kind.name} blocks",
+                    found=f"{shape[-1]} elements",
+                )
             if offset != end:
-                raise self.fail(f"tensor {name!r} is not where the one before it ends", expected=f"offset {end}", found=offset)
+                raise self.fail(
+                    f"tensor {name!r} is not where the one before it ends",
+                    expected=f"offset {end}",
+                    found=offset,
+                )
             nbytes = prod(shape[:-1]) * (shape[-1] // block_size) * block_bytes
             if data_offset + offset + nbytes > self.size:
-                raise self.fail(f"file is cut short: tensor {name!r} ends behind the end of the file", expected=f"{data_offset + offset + nbytes} bytes", found=f"{self.size}")
+                raise self.fail(
+                    f"file is cut short: tensor {name!r} ends behind the end of the file",
+                    expected=f"{data_offset + offset + nbytes} bytes",
+                    found=f"{self.size}",
+                )
             yield TensorInfo(name, shape, kind, data_offset + offset, nbytes)
             end = padded(offset + nbytes, alignment)

@@ -166,8 +166,7 @@ class SymmetricFit:
         self.inverse = f32(-nmax) / peak
         self.finite = bool(np.isfinite(self.inverse).all())
         sum_lx, sum_l2 = self._sums(self.inverse)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            self.scale = np.where(sum_l2 != 0, sum_lx / sum_l2, f32(0))
+        self.scale = np.where(sum_l2 != 0, sum_lx / sum_l2, f32(0))
         self.best = self.scale * sum_lx
         for k in [*range(-9, 0), *range(1, 10)]:
             self._try(-(f32(nmax) + f32(0.1) * f32(k)) / peak)

@@ -123,7 +123,12 @@ def map_window(path: str, offset: int, nbytes: int) -> Bytes:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if offset + nbytes > size:
-            raise InputError("file is cut short", path=path, expected=f"at least {offset + nbytes} bytes", found=f"{size} bytes")
+            raise InputError(
+                "file is cut short",
+                path=path,
+                expected=f"at least {offset + nbytes} bytes",
+                found=f"{size} bytes",
+            )
         if nbytes == 0:
             return np.empty(0, np.uint8)
         lead = offset % mmap.ALLOCATIONGRANULARITY

@@ -38,11 +38,17 @@ class Block:
     layout: ClassVar[np.dtype[np.void]]
     tile: ClassVar[int] = 4096
 
-    def __init_subclass__(cls, *, type: GGMLQuantizationType, size: int, tile: int = 4096, **fields: DTypeLike | tuple[str, int]) -> None:
+    def __init_subclass__(
+        cls, *, type: GGMLQuantizationType, size: int, tile: int = 4096, **fields: DTypeLike | tuple[str, int]
+    ) -> None:
         assert type not in REGISTRY, f"{type.name} is declared twice"
         cls.type, cls.size, cls.tile = type, size, tile
-        cls.layout = np.dtype([(name, *(field if isinstance(field, tuple) else (field,))) for name, field in fields.items()])  # type: ignore[misc]
-        assert (size, cls.layout.itemsize) == GGML_QUANT_SIZES[type], f"{type.name}: layout is no {GGML_QUANT_SIZES[type]}"
+        cls.layout = np.dtype(
+            [(name, *(field if isinstance(field, tuple) else (field,))) for name, field in fields.items()]
+        )  # type: ignore[misc]
+        assert (size, cls.layout.itemsize) == GGML_QUANT_SIZES[type], (
+            f"{type.name}: layout is no {GGML_QUANT_SIZES[type]}"
+        )
         REGISTRY[type] = cls
 
     @staticmethod
@@ -60,7 +66,8 @@ class Block:
         """Quantize rows of float32.
 
         Args:
-            rows: shape (..., row length), row length a multiple of `size`; finite.
+            rows: shape (..., row length), row length a multiple of `size`; finite. Values that overflow the type's
+                scales give blocks that `is_finite` refuses.
 
         Returns:
             shape (..., bytes per row).
@@ -68,8 +75,11 @@ class Block:
         assert rows.shape[-1] % cls.size == 0
         blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, cls.size)
         out = np.empty(len(blocks), cls.layout)
-        for start in range(0, len(blocks), cls.tile):
-            cls.encode_blocks(blocks[start : start + cls.tile], out[start : start + cls.tile])
+        with np.errstate(
+            all="ignore"
+        ):  # the C code divides by zero and overflows freely; results are checked instead
+            for start in range(0, len(blocks), cls.tile):
+                cls.encode_blocks(blocks[start : start + cls.tile], out[start : start + cls.tile])
         return out.view(np.uint8).reshape(*rows.shape[:-1], -1)
 
     @classmethod
@@ -80,3 +90,10 @@ class Block:
         for start in range(0, len(blocks), cls.tile):
             out[start : start + cls.tile] = cls.decode_blocks(blocks[start : start + cls.tile])
         return out.reshape(*data.shape[:-1], -1)
+
+    @classmethod
+    def is_finite(cls, data: Bytes) -> bool:
+        """Whether all scales (for unquantized types: all values) of encoded rows are finite."""
+        blocks = np.ascontiguousarray(data).view(np.uint8).reshape(-1).view(cls.layout)
+        fields = [name for name in cls.layout.names or () if cls.layout[name].kind == "f"]
+        return all(bool(np.isfinite(blocks[name]).all()) for name in fields)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGMLQuantizationType as T
 
-from gguforge.quant.blocks.base import Block, Blocks, Floats, f2
+from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2
 
 TILE = 1 << 16
 
@@ -29,8 +29,7 @@ class F16(Block, type=T.F16, size=1, tile=TILE, value=f2):
 
     @staticmethod
     def encode_blocks(x: Floats, out: Blocks) -> None:
-        with np.errstate(over="ignore"):
-            out["value"] = x[:, 0]
+        out["value"] = x[:, 0]
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
@@ -52,3 +51,8 @@ class BF16(Block, type=T.BF16, size=1, tile=TILE, value="<u2"):
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
         return (b["value"].astype(np.uint32) << 16).view(np.float32)[:, None]
+
+    @classmethod
+    def is_finite(cls, data: Bytes) -> bool:
+        exponents = np.ascontiguousarray(data).view(np.uint8).reshape(-1).view("<u2") & 0x7F80
+        return not exponents.size or bool(exponents.max() < 0x7F80)

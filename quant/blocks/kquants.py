@@ -25,7 +25,13 @@ def as_groups(x: Floats, size: int) -> Floats:
 
 
 def round_levels(
-    x: Floats, d: Floats, low: int, high: int, fit: AffineFit | SymmetricFit | DescentFit, shift: int = 0, offset: Floats | None = None
+    x: Floats,
+    d: Floats,
+    low: int,
+    high: int,
+    fit: AffineFit | SymmetricFit | DescentFit,
+    shift: int = 0,
+    offset: Floats | None = None,
 ) -> Bytes:
     """The final rounding: levels of groups `x` (size, groups) for the scale `d` (and minimum `offset`) of each group.
 
@@ -67,10 +73,9 @@ def per_group(values: NDArray[Any]) -> NDArray[Any]:
 def quantize_positive(values: Floats, top: Floats, levels: int) -> tuple[Bytes, NDArray[np.float16]]:
     """Scales (groups, n) as integers 0..levels and the fp16 step; `top` is the largest of each block."""
     some = top > 0
-    with np.errstate(over="ignore"):
-        inverse = np.where(some, f32(levels) / np.where(some, top, f32(1)), f32(0))
-        codes = np.minimum(nearest_int(inverse * values).astype(np.uint8), np.uint8(levels))
-        return codes, (top / f32(levels)).astype(np.float16)
+    inverse = np.where(some, f32(levels) / np.where(some, top, f32(1)), f32(0))
+    codes = np.minimum(nearest_int(inverse * values).astype(np.uint8), np.uint8(levels))
+    return codes, (top / f32(levels)).astype(np.float16)
 
 
 def pack_6bit(scales: Bytes, minimums: Bytes) -> Bytes:
@@ -142,8 +147,7 @@ class Q3_K(Block, type=T.Q3_K, size=SUPER, tile=256, hmask=(u1, 32), qs=(u1, 64)
         low, high = stored & 15, stored >> 4
         packed[:8] = low[:8] | low[8:] << 4
         packed[8:] = high[0:4] | high[4:8] << 2 | high[8:12] << 4 | high[12:16] << 6
-        with np.errstate(over="ignore"):
-            d = np.where(some, f32(1) / inverse, f32(0)).astype(np.float16)
+        d = np.where(some, f32(1) / inverse, f32(0)).astype(np.float16)
         out["d"], out["scales"] = d, packed.T
         step = per_group(d.astype(np.float32) * codes.astype(np.float32))
         levels = round_levels(groups, step, -4, 3, fit, shift=4).reshape(-1, SUPER)
@@ -205,7 +209,9 @@ class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=128, d=f2, dmin=f2, scales=(u1, 
         return decode_affine_32(b, np.concatenate([q & 15, q >> 4], axis=2))
 
 
-class Q5_K(Block, type=T.Q5_K, size=SUPER, tile=128, d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128)):
+class Q5_K(
+    Block, type=T.Q5_K, size=SUPER, tile=128, d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128)
+):
     """5-bit levels; 8 groups of 32 with 6-bit scales and minimums: 5.5 bpw."""
 
     @staticmethod
@@ -235,16 +241,19 @@ class Q6_K(Block, type=T.Q6_K, size=SUPER, tile=128, ql=(u1, 128), qh=(u1, 64), 
         inverse = f32(-128) / np.where(zero, f32(1), top)
         codes = np.minimum(nearest_int(inverse * scale), 127)
         codes[:, zero] = 0
-        with np.errstate(over="ignore"):
-            d = np.where(zero, f32(0), f32(1) / inverse).astype(np.float16)
+        d = np.where(zero, f32(0), f32(1) / inverse).astype(np.float16)
         out["d"], out["scales"] = d, codes.T
         step = per_group(d.astype(np.float32) * codes.astype(np.float32))
         levels = round_levels(groups, step, -32, 31, fit, shift=32).reshape(-1, SUPER)
         levels[zero] = 0
         q = levels.reshape(-1, 2, 4, 32)
         low, high = q & 15, q >> 4
-        out["ql"] = np.stack([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2).reshape(-1, 128)
-        out["qh"] = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(-1, 64)
+        out["ql"] = np.stack(
+            [low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2
+        ).reshape(-1, 128)
+        out["qh"] = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(
+            -1, 64
+        )
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:

@@ -19,8 +19,7 @@ SIZE = 32
 
 def reciprocal(d: Floats) -> Floats:
     """1 / d, and 0 where d is 0; infinite where d is denormal, as in C."""
-    with np.errstate(divide="ignore", over="ignore"):
-        return np.where(d != 0, f32(1) / d, f32(0))
+    return np.where(d != 0, f32(1) / d, f32(0))
 
 
 def truncate(t: Floats, inverse: Floats, high: int) -> Bytes:
@@ -43,9 +42,8 @@ def encode_symmetric(x: Floats, half: int) -> tuple[NDArray[np.float16], Bytes]:
     """Scale and levels 0..2*half-1 with the extreme weight at -half: Q4_0 (8) and Q5_0 (16)."""
     d = extreme_of_rows(x) / f32(-half)
     inverse = reciprocal(d)
-    with np.errstate(over="ignore", invalid="ignore"):
-        levels = truncate(x * inverse + f32(half + 0.5), inverse, 2 * half - 1)
-        return d[:, 0].astype(np.float16), levels
+    levels = truncate(x * inverse + f32(half + 0.5), inverse, 2 * half - 1)
+    return d[:, 0].astype(np.float16), levels
 
 
 def encode_range(x: Floats, top: int) -> tuple[NDArray[np.float16], NDArray[np.float16], Bytes]:
@@ -53,11 +51,10 @@ def encode_range(x: Floats, top: int) -> tuple[NDArray[np.float16], NDArray[np.f
     low = x.min(axis=1, keepdims=True)
     signed = np.flatnonzero(low == 0)  # of +0 and -0 the C code keeps the first
     low[signed, 0] = x[signed, (x[signed] == 0).argmax(axis=1)]
-    with np.errstate(over="ignore", invalid="ignore"):
-        d = (x.max(axis=1, keepdims=True) - low) / f32(top) + f32(0)
-        inverse = reciprocal(d)
-        levels = truncate((x - low) * inverse + f32(0.5), inverse, top)
-        return d[:, 0].astype(np.float16), low[:, 0].astype(np.float16), levels
+    d = (x.max(axis=1, keepdims=True) - low) / f32(top) + f32(0)
+    inverse = reciprocal(d)
+    levels = truncate((x - low) * inverse + f32(0.5), inverse, top)
+    return d[:, 0].astype(np.float16), low[:, 0].astype(np.float16), levels
 
 
 def pack_nibbles(levels: Bytes) -> Bytes:
@@ -105,7 +102,9 @@ class Q4_1(Block, type=T.Q4_1, size=SIZE, d=f2, m=f2, qs=(u1, 16)):
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
-        return b["d"].astype(np.float32)[:, None] * unpack_nibbles(b["qs"]) + b["m"].astype(np.float32)[:, None]
+        return (
+            b["d"].astype(np.float32)[:, None] * unpack_nibbles(b["qs"]) + b["m"].astype(np.float32)[:, None]
+        )
 
 
 class Q5_0(Block, type=T.Q5_0, size=SIZE, d=f2, qh=u4, qs=(u1, 16)):
@@ -143,9 +142,8 @@ class Q8_0(Block, type=T.Q8_0, size=SIZE, d=f2, qs=(i1, 32)):
     def encode_blocks(x: Floats, out: Blocks) -> None:
         d = np.abs(x).max(axis=1, keepdims=True) / f32(127)
         inverse = reciprocal(d)
-        with np.errstate(over="ignore", invalid="ignore"):
-            out["d"] = d[:, 0].astype(np.float16)
-            out["qs"] = round_half_away(x * inverse, inverse)
+        out["d"] = d[:, 0].astype(np.float16)
+        out["qs"] = round_half_away(x * inverse, inverse)
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:

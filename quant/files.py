@@ -1,0 +1,182 @@
+"""Files that appear whole or not at all.
+
+The bytes go to `NAME.part` beside the target: preallocated, so that a full disk is found at second 0 and not at the end;
+synced; checked; renamed. While a run lives it holds a lock on the part file; what a killed run leaves behind is taken over
+by the next one. Every system call that some laptop lacks has a fallback here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gguforge.quant.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def replacing(target: Path, size: int, overwrite: bool = False) -> Iterator[Path]:
+    """A part file of `size` zero bytes to fill; it takes the target's name when the block ends well, and goes when not.
+
+    Raises:
+        OutputError: the target exists (and `overwrite` is off) or is no place for a file, the disk is too small,
+            or another run is writing the same target.
+        OSError: what the operating system refuses later on.
+    """
+    target = Path(os.path.realpath(target))
+    check_target(target, overwrite)
+    part = target.with_name(target.name + ".part")
+    descriptor = _claim(part)
+    try:
+        try:
+            preallocate(descriptor, part, size)
+            yield part
+            found = os.fstat(descriptor).st_size
+            if found != size:
+                raise OutputError(
+                    "file changed its size while it was written",
+                    path=part,
+                    expected=f"{size} bytes",
+                    found=f"{found}",
+                )
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse early what cannot become the output.
+
+    Raises:
+        OutputError: with the remedy.
+    """
+    if target.is_dir():
+        raise OutputError("this is a folder", path=target, remedy="Give the path of a file.")
+    if not target.parent.is_dir():
+        raise OutputError("no such folder", path=target.parent, remedy="Make it first, or write elsewhere.")
+    if target.exists() and not target.is_file():
+        raise OutputError(
+            "this is a device or pipe, not a file", path=target, remedy="Give the path of a file."
+        )
+    if target.exists() and not overwrite:
+        raise OutputError("file exists", path=target, remedy="Pass --overwrite to replace it.")
+
+
+def _claim(part: Path) -> int:
+    """Open the part file for this run alone and empty it."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    busy = OutputError(
+        "another run is writing this file",
+        path=part,
+        remedy="Wait for it, or delete the part file if there is none.",
+    )
+    if fcntl is None:
+        try:
+            return os.open(part, flags | os.O_EXCL, 0o666)
+        except FileExistsError:
+            raise busy from None
+    descriptor = os.open(part, flags, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise busy from None
+        raise
+    os.truncate(descriptor, 0)
+    return descriptor
+
+
+def preallocate(descriptor: int, path: Path, size: int) -> None:
+    """Give an empty file `size` zero bytes that the disk really has.
+
+    Raises:
+        OutputError: the disk has less.
+    """
+    free = shutil.disk_usage(path.parent).free
+    no_space = OutputError(
+        "not enough disk space", path=path.parent, expected=f"{size:,} bytes", found=f"{free:,} free",
+        remedy="Free some space or write to another disk.",
+    )  # fmt: skip
+    if free < size:
+        raise no_space
+    reserve: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
+    if reserve is None:
+        os.truncate(descriptor, size)
+        return
+    try:
+        reserve(descriptor, 0, max(size, 1))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise no_space from None
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.truncate(descriptor, size)
+
+
+def copy_range(source: int, source_offset: int, target: int, target_offset: int, nbytes: int) -> None:
+    """Copy bytes between two open files, inside the kernel where it can.
+
+    Raises:
+        OutputError: the source ends early.
+    """
+    kernel_copy = getattr(os, "copy_file_range", None)
+    while nbytes:
+        copied = 0
+        if kernel_copy is not None:
+            try:
+                copied = kernel_copy(source, target, nbytes, source_offset, target_offset)
+            except OSError as error:
+                if error.errno not in (
+                    errno.EXDEV,
+                    errno.EINVAL,
+                    errno.ENOSYS,
+                    errno.EOPNOTSUPP,
+                    errno.EBADF,
+                    errno.EPERM,
+                ):
+                    raise
+            if not copied:  # refused, or a filesystem that answers 0: read and write instead
+                kernel_copy = None
+                continue
+        else:
+            os.lseek(source, source_offset, os.SEEK_SET)
+            data = os.read(source, min(nbytes, 1 << 22))
+            if not data:
+                raise OutputError("the input became shorter while it was read")
+            write_at(target, target_offset, data)
+            copied = len(data)
+        source_offset, target_offset, nbytes = source_offset + copied, target_offset + copied, nbytes - copied
+
+
+def write_at(descriptor: int, offset: int, data: bytes | memoryview) -> None:
+    """Write all of `data` at `offset`, however little the system takes at once."""
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def sync_directory(folder: Path) -> None:
+    """Make a rename durable, where directories can be synced (not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network filesystems refuse; the rename itself is done
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

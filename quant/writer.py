@@ -1,0 +1,300 @@
+"""Executes a plan: several processes fill the tensors in at their known offsets, slab by slab, and the file appears whole.
+
+A slab is some rows of one tensor, small enough that memory stays flat however large the model is. Slabs are handed out by a
+shared counter; each worker opens its own files, so nothing but the counter is shared. The header is written last: a file cut at
+any moment is no GGUF file. Processes and not threads, because NumPy holds the interpreter lock between its calls.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from gguforge.quant.blocks import block_type, encode
+from gguforge.quant.blocks.base import REGISTRY
+from gguforge.quant.errors import DataError, GGUForgeError, InputError, OutputError
+from gguforge.quant.files import copy_range, replacing, write_at
+from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
+from gguforge.quant.reader import read_gguf
+from gguforge.quant.sources import Bytes, Floats
+
+ENCODE_SLAB = 1 << 18  # elements: 1 MiB of float32, and about ten times that in temporaries
+COPY_SLAB = 1 << 22  # bytes
+BASE_MEMORY = 60 << 20  # bytes of an idle process with NumPy loaded
+SLAB_MEMORY = 24 << 20  # bytes a worker needs beyond that, for one slab of ordinary rows
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Rows `start:stop` of tensor number `index`."""
+
+    index: int
+    start: int
+    stop: int
+
+
+def slabs(plan: Plan) -> Iterator[Slab]:
+    """The work of a plan, in file order."""
+    for index, tensor in enumerate(plan.tensors):
+        step = max(
+            1,
+            COPY_SLAB // max(1, tensor.row_bytes)
+            if tensor.is_copy
+            else ENCODE_SLAB // max(1, tensor.row_length),
+        )
+        for start in range(0, tensor.rows if tensor.row_length else 0, step):
+            yield Slab(index, start, min(tensor.rows, start + step))
+
+
+def default_workers() -> int:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory(plan: Plan, workers: int | None = None) -> int:
+    """Upper estimate, in bytes, of the resident memory of all processes while the plan is executed."""
+    workers = workers or default_workers()
+    longest = max((tensor.row_length for tensor in plan.tensors), default=0)
+    return workers * (BASE_MEMORY + SLAB_MEMORY * max(1, longest // ENCODE_SLAB)) + 2 * len(plan.header)
+
+
+def write(
+    plan: Plan,
+    output: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Execute a plan.
+
+    Args:
+        plan: what to write.
+        output: the file; appears only when it is complete, synced and re-read.
+        workers: processes to use; all processors by default.
+        overwrite: replace an existing file.
+        progress: called with the number of output bytes that were finished since the last call.
+
+    Raises:
+        OutputError: the file cannot be written; nothing is left behind.
+        InputError: an input is cut short or its type is not supported.
+        DataError: a tensor holds NaN or infinity, or values too large for its type.
+    """
+    output = Path(output)
+    check_inputs(plan, output)
+    with replacing(output, plan.size, overwrite) as part:
+        work = list(slabs(plan))
+        with _Team(plan, part, work, min(workers or default_workers(), max(1, len(work) // 4))) as team:
+            team.run(progress or (lambda _: None))
+        descriptor = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+        try:
+            write_at(descriptor, 0, plan.header)
+        finally:
+            os.close(descriptor)
+        verify(plan, part)
+
+
+def check_inputs(plan: Plan, output: Path) -> None:
+    """Refuse a plan that reads what it overwrites, or whose types have no encoder."""
+    for tensor in plan.tensors:
+        if not tensor.is_copy:
+            block_type(tensor.type), block_type(tensor.source.type)
+    if not output.exists():
+        return
+    for path in {path for tensor in plan.tensors for path in tensor.source.paths}:
+        if os.path.samefile(path, output):
+            raise OutputError(
+                "output and input are the same file", path=output, remedy="Choose another name with -o."
+            )
+
+
+def verify(plan: Plan, path: Path) -> None:
+    """Read the written file back with the strict reader and compare it with the plan."""
+    found = read_gguf(path)
+    wanted = [(tensor.name, tensor.shape, tensor.type) for tensor in plan.tensors]
+    if [
+        (tensor.name, tensor.shape, tensor.type) for tensor in found.tensors
+    ] != wanted or found.size != plan.size:
+        raise OutputError(
+            "the written file is not what was planned", path=path, remedy="Check the disk, and report this."
+        )
+
+
+class _Filler:
+    """One worker's open files, and the act of filling a slab."""
+
+    def __init__(self, plan: Plan, part: Path) -> None:
+        self.plan, self.data_offset = plan, len(plan.header)
+        self.target = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+        self.inputs: dict[str, int] = {}
+
+    def close(self) -> None:
+        for descriptor in (self.target, *self.inputs.values()):
+            os.close(descriptor)
+
+    def fill(self, slab: Slab) -> int:
+        """Write one slab; returns its bytes."""
+        tensor = self.plan.tensors[slab.index]
+        offset = self.data_offset + self.plan.offsets[slab.index] + slab.start * tensor.row_bytes
+        nbytes = (slab.stop - slab.start) * tensor.row_bytes
+        try:
+            if tensor.is_copy:
+                self._copy(tensor, slab, offset, nbytes)
+            else:
+                write_at(self.target, offset, self._encode(tensor, slab).data)
+        except GGUForgeError as error:
+            error.tensor = error.tensor or tensor.name
+            raise
+        return nbytes
+
+    def _copy(self, tensor: TensorPlan, slab: Slab, offset: int, nbytes: int) -> None:
+        rows = tensor.source.raw_rows(slab.start, slab.stop)
+        if tensor.type in REGISTRY and not block_type(tensor.type).is_finite(rows):
+            raise not_finite(tensor, "holds NaN or infinity")
+        extent = tensor.source.extent
+        if extent is None:
+            write_at(self.target, offset, np.ascontiguousarray(rows).data)
+            return
+        if extent.path not in self.inputs:
+            self.inputs[extent.path] = os.open(extent.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        copy_range(
+            self.inputs[extent.path],
+            extent.offset + slab.start * tensor.row_bytes,
+            self.target,
+            offset,
+            nbytes,
+        )
+
+    def _encode(self, tensor: TensorPlan, slab: Slab) -> Bytes:
+        rows: Floats = tensor.source.rows(slab.start, slab.stop)
+        if not np.isfinite(rows).all():
+            raise not_finite(tensor, "holds NaN or infinity")
+        data = encode(rows, tensor.type)
+        if not block_type(tensor.type).is_finite(data):
+            raise not_finite(tensor, f"holds values too large for {tensor.type.name}")
+        return data
+
+
+def not_finite(tensor: TensorPlan, what: str) -> DataError:
+    """The error for numbers that no block can hold."""
+    paths = tensor.source.paths
+    return DataError(
+        what, path=paths[0] if paths else None, remedy="The checkpoint is damaged or diverged in training."
+    )
+
+
+class _Team:
+    """This process and `workers - 1` others, working through one list of slabs."""
+
+    def __init__(self, plan: Plan, part: Path, work: list[Slab], workers: int) -> None:
+        self.work, self.filler = work, _Filler(plan, part)
+        self.processes: list[Any] = []
+        self.connections: list[Connection[Any, Any]] = []
+        context: Any = multiprocessing.get_context(start_method())
+        self.counter = context.Value("q", 0) if workers > 1 else _Counter()
+        for _ in range(workers - 1):
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = (plan, part, self.counter, sender, os.getpid())
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            sender.close()
+            self.processes.append(process)
+            self.connections.append(receiver)
+
+    def __enter__(self) -> _Team:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            if kind is not None:
+                process.terminate()
+            process.join()
+        for connection in self.connections:
+            connection.close()
+        self.filler.close()
+
+    def run(self, progress: Progress) -> None:
+        while (index := _next(self.counter)) < len(self.work):
+            progress(self.filler.fill(self.work[index]))
+            self._listen(progress, timeout=0)
+        while self.connections:
+            self._listen(progress, timeout=None)
+
+    def _listen(self, progress: Progress, timeout: float | None) -> None:
+        for ready in wait(self.connections, timeout) if self.connections else []:
+            assert not isinstance(ready, int)
+            try:
+                message = ready.recv()  # type: ignore[union-attr]
+            except EOFError:
+                raise GGUForgeError(
+                    "a worker process was killed", remedy="Memory may have run out: try fewer --workers."
+                ) from None
+            if message is None:
+                self.connections.remove(ready)  # type: ignore[arg-type]
+                ready.close()
+            elif isinstance(message, BaseException):
+                raise message
+            else:
+                progress(message)
+
+
+class _Counter:
+    """Stands in for the shared counter when there is one worker."""
+
+    value = 0
+
+    def get_lock(self) -> threading.Lock:
+        return threading.Lock()
+
+
+def _next(counter: Any) -> int:
+    with counter.get_lock():
+        index: int = counter.value
+        counter.value = index + 1
+    return index
+
+
+def _serve(plan: Plan, part: Path, counter: Any, sender: Connection[Any, Any], parent: int) -> None:
+    """A worker's life: fill slabs, report bytes, end with None or the error."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group: the first process ends the others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    work = list(slabs(plan))
+    filler = _Filler(plan, part)
+    with suppress(BrokenPipeError):
+        try:
+            while (index := _next(counter)) < len(work):
+                sender.send(filler.fill(work[index]))
+                if os.name == "posix" and os.getppid() != parent:
+                    return  # the first process was killed: nobody wants the rest
+            sender.send(None)
+        except (GGUForgeError, OSError, MemoryError) as error:
+            sender.send(error)
+
+
+def start_method() -> str:
+    """How workers are started: forked where that is safe (it takes milliseconds), else from scratch."""
+    alone = threading.active_count() == 1
+    return "fork" if sys.platform == "linux" and alone else "spawn"
+
+
+__all__ = ["InputError", "Slab", "default_workers", "peak_memory", "slabs", "verify", "write"]
