@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from gguforge.quant.errors import InputError
@@ -76,7 +76,7 @@ class ChatSession:
         self._prompter = Prompter(engine.vocabulary, engine.file.metadata)
         self._sampler = engine.sampler(sampling or Sampling.from_metadata(engine.file.metadata))
         self._system = system or ""
-        self._notice = notice
+        self.notice = notice
         self._history: list[int] | None = None  # tokens of all turns, as they were evaluated
         self._told_full = False
 
@@ -100,22 +100,25 @@ class ChatSession:
         self._system = text
         self._forget_tokens()
 
-    def ask(self, text: str) -> Iterator[str]:
-        """Yield the answer piece by piece; what was yielded is remembered even if the caller stops early.
+    def ask(self, text: str) -> Generator[str, None, None]:
+        """The answer piece by piece; what was yielded is remembered even if the caller stops early.
 
         Raises:
             InputError: the text alone does not fit the context, or the template refuses it.
             EngineError: llama.cpp failed.
         """
+        self.engine.resume()
         self.stats = Stats()
-        history = self._history
         prompt = self._prompt(text)
-        exact = history is not None and prompt[: len(history)] == history
-        turn = Turn(text, "", history_before=len(history) if exact and history is not None else None)
+        known = self._history is not None and prompt[: len(self._history)] == self._history
+        before = len(self._history) if known and self._history is not None else None
+        return self._answer(Turn(text, "", history_before=before), prompt)
+
+    def _answer(self, turn: Turn, prompt: list[int]) -> Generator[str, None, None]:
         generated: list[int] = []
         pieces: list[str] = []
         try:
-            for piece in self._pieces(text, prompt, generated):
+            for piece in self._pieces(turn.user, prompt, generated):
                 pieces.append(piece)
                 yield piece
         finally:
@@ -194,7 +197,7 @@ class ChatSession:
         self._forget_tokens()
         if not self._told_full:
             self._told_full = True
-            self._notice(
+            self.notice(
                 f"The context of {self.engine.context} tokens is full: the oldest turns are forgotten."
             )
 
@@ -231,7 +234,7 @@ class ChatSession:
             del self._history[turn.history_before :]
         return turn.user
 
-    def retry(self) -> Iterator[str]:
+    def retry(self) -> Generator[str, None, None]:
         """Take the last turn back and ask its question again.
 
         Raises:

@@ -136,8 +136,17 @@ class Engine:
         self.close()
 
     def interrupt(self) -> None:
-        """Stop what is being evaluated or generated; safe in a signal handler and from another thread."""
+        """Stop what is evaluated or generated until `resume`; safe in a signal handler and from another thread."""
         self._interrupted = True
+
+    def resume(self) -> None:
+        """Forget an earlier `interrupt`."""
+        self._interrupted = False
+
+    @property
+    def tokens_held(self) -> int:
+        """Tokens whose keys and values the context holds."""
+        return len(self._held)
 
     def describe(self) -> str:
         """The model in a few words: architecture, parameters and type, as llama.cpp words them."""
@@ -164,7 +173,6 @@ class Engine:
             EngineError: llama.cpp failed.
         """
         assert 0 < len(prompt) <= self.context
-        self._interrupted = False
         started = time.perf_counter()
         kept = self._keep_prefix(prompt)
         stats.prompt_tokens = stats.prompt_tokens or len(prompt)
@@ -176,7 +184,9 @@ class Engine:
         sampler.remember(list(prompt[kept:]))
         yield from self._continue(sampler, stats, limit, started)
 
-    def _continue(self, sampler: Sampler, stats: Stats, limit: int | None, started: float) -> Generator[int, None, None]:
+    def _continue(
+        self, sampler: Sampler, stats: Stats, limit: int | None, started: float
+    ) -> Generator[int, None, None]:
         sample, ends = self._llama.llama_sampler_sample, self.vocabulary.ends
         first = None
         try:
