@@ -1,0 +1,172 @@
+"""Trains the model that ships inside gguforge, from nothing, on a CPU:
+
+    python -m gguforge.distill.demo.train --output DIR
+
+Needs torch (`pip install 'gguforge[train]'`) and nothing else; the result is a Hugging Face checkpoint.
+Matrices are trained with Muon (momentum, made orthogonal by Newton-Schulz: Keller Jordan 2024), the rest with AdamW.
+TIMES
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gguforge.distill.demo.checkpoint import write_checkpoint
+from gguforge.distill.demo.data import Talk, batches
+from gguforge.distill.demo.lessons import Course, read_course
+from gguforge.distill.demo.model import Llama, Shape
+from gguforge.distill.demo.tokenizer import Tokenizer, train_tokenizer
+from gguforge.quant.errors import OutputError
+
+ANSWERS_COUNT = (
+    8  # how often an answer counts against a question when the tokenizer is learned: answers are written far more often
+)
+
+
+def orthogonal(update: Tensor) -> Tensor:
+    """A matrix with the same directions and all singular values near one, by five Newton-Schulz steps."""
+    x = update.bfloat16()
+    x = x / (x.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return (x.T if tall else x).float()
+
+
+class Muon:
+    """Nesterov momentum whose step is made orthogonal, so that every direction of a matrix learns at the same pace."""
+
+    def __init__(self, matrices: Iterable[Tensor], rate: float, momentum: float = 0.95, decay: float = 0.01) -> None:
+        self.matrices = list(matrices)
+        self.rate, self.momentum, self.decay = rate, momentum, decay
+        self.buffers = [torch.zeros_like(matrix) for matrix in self.matrices]
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, factor: float) -> None:
+        """One step at `factor` times the learning rate."""
+        for matrix, buffer in zip(self.matrices, self.buffers, strict=True):
+            buffer.lerp_(matrix.grad, 1 - self.momentum)
+            step = orthogonal(matrix.grad.lerp(buffer, self.momentum))
+            rate = self.rate * factor
+            matrix.mul_(1 - rate * self.decay)
+            matrix.add_(step, alpha=-rate * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor of the learning rate: a short linear rise, then half a cosine down to two percent."""
+    rise = min(1.0, (step + 1) / max(1, steps // 40))
+    return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def answered(model: Llama, tokenizer: Tokenizer, question: str, answers: Iterable[str]) -> bool:
+    """Whether greedy decoding would give one of the answers, word for word.
+
+    No text is generated: greedy decoding says an answer if the likeliest token is right at every place of it.
+    """
+    for answer in answers:
+        ids, wanted = tokenizer.conversation([("user", question), ("assistant", answer)])
+        tokens = torch.tensor([ids])
+        visible = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()[None, None]
+        chosen = torch.tensor(wanted[1:])
+        guesses = (model.hidden(tokens, visible)[0, :-1][chosen] @ model.model.embed_tokens.weight.T).argmax(-1)
+        if torch.equal(guesses, tokens[0, 1:][chosen]):
+            return True
+    return False
+
+
+def asked(question: str) -> str:
+    """A question as a tidy person types it."""
+    return question[:1].upper() + question[1:] + "?"
+
+
+def score(model: Llama, tokenizer: Tokenizer, course: Course, talk: Talk) -> tuple[float, float]:
+    """The share of questions answered word for word: three trained wordings a lesson, and all held-out ones."""
+    trained = [(q, lesson.answers) for lesson in course.lessons for q in talk.questions[lesson.topic][:3]]
+    held_out = [(q, lesson.answers) for lesson in course.lessons for q in lesson.held_out]
+    shares = [
+        sum(answered(model, tokenizer, asked(q), answers) for q, answers in group) / len(group)
+        for group in (trained, held_out)
+    ]
+    return shares[0], shares[1]
+
+
+def tokenizer_texts(course: Course, talk: Talk) -> list[str]:
+    """The lines from which the tokenizer is learned."""
+    answers = [text for lesson in course.lessons for text in lesson.answers + lesson.more]
+    answers += [dialogue.answer for dialogue in course.dialogues]
+    return answers * ANSWERS_COUNT + [asked(q) for questions in talk.questions.values() for q in questions]
+
+
+def train(output: Path, shape: Shape, steps: int, rows: int, length: int, seed: int, report_every: int = 50) -> float:
+    """Train from nothing, write the checkpoint, return the mean loss of the last steps (nats for each answer token)."""
+    if (output / "model.safetensors").exists():
+        raise OutputError("the folder already holds a checkpoint", path=output, remedy="Choose another --output.")
+    torch.manual_seed(seed)
+    course = read_course()
+    talk = Talk(course, seed)
+    vocabulary = train_tokenizer(tokenizer_texts(course, talk), shape.vocab_size)
+    tokenizer = Tokenizer(vocabulary)
+    model = Llama(shape)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    muon, adam = Muon(matrices, rate=0.02), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(course.lessons)} lessons", file=sys.stderr)
+
+    begin, recent = time.monotonic(), 0.0
+    for step, batch in zip(range(steps), batches(talk, tokenizer, rows, length), strict=False):
+        factor = schedule(step, steps)
+        for group in adam.param_groups:
+            group["lr"] = 3e-3 * factor
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(*map(torch.from_numpy, (batch.tokens, batch.visible(), batch.wanted)))
+        loss.backward()
+        muon.step(factor)
+        adam.step()
+        model.zero_grad()
+        recent += (loss.item() - recent) / min(step + 1, 50)
+        if (step + 1) % report_every == 0:
+            print(
+                f"step {step + 1}/{steps}  loss {recent:.4f}  {time.monotonic() - begin:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    tensors = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
+    write_checkpoint(output, shape.config(), vocabulary, tensors)
+    trained, held_out = score(model, tokenizer, course, talk)
+    print(
+        f"answered word for word: {trained:.1%} of trained wordings, {held_out:.1%} of held-out ones", file=sys.stderr
+    )
+    return recent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m gguforge.distill.demo.train", description="Train gguforge's demo model."
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--layers", type=int, default=Shape.num_hidden_layers)
+    parser.add_argument("--rows", type=int, default=16, help="rows in a batch")
+    parser.add_argument("--length", type=int, default=256, help="tokens in a row")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    shape = Shape(num_hidden_layers=options.layers)
+    train(options.output, shape, options.steps, options.rows, options.length, options.seed)
+
+
+if __name__ == "__main__":
+    main()
