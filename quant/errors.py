@@ -57,9 +57,7 @@ class GGUForgeError(Exception):
         if self.path is not None:
             line = f"{self.path}: {line}"
         sides = [
-            f"{word} {side}"
-            for word, side in (("expected", self.expected), ("found", self.found))
-            if side is not None
+            f"{word} {side}" for word, side in (("expected", self.expected), ("found", self.found)) if side is not None
         ]
         if sides:
             line += f" ({', '.join(sides)})"

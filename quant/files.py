@@ -1,8 +1,8 @@
 """Files that appear whole or not at all.
 
-The bytes go to `NAME.part` beside the target: preallocated, so that a full disk is found at second 0 and not at the end;
-synced; checked; renamed. While a run lives it holds a lock on the part file; what a killed run leaves behind is taken over
-by the next one. Every system call that some laptop lacks has a fallback here.
+The bytes go to `NAME.part` beside the target: preallocated, so that a full disk is found at second 0 and not at the
+end; synced; checked; renamed. While a run lives it holds a lock on the part file; what a killed run leaves behind is
+taken over by the next one. Every system call that some laptop lacks has a fallback here.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not target.parent.is_dir():
         raise OutputError("no such folder", path=target.parent, remedy="Make it first, or write elsewhere.")
     if target.exists() and not target.is_file():
-        raise OutputError(
-            "this is a device or pipe, not a file", path=target, remedy="Give the path of a file."
-        )
+        raise OutputError("this is a device or pipe, not a file", path=target, remedy="Give the path of a file.")
     if target.exists() and not overwrite:
         raise OutputError("file exists", path=target, remedy="Pass --overwrite to replace it.")
 

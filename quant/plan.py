@@ -43,7 +43,7 @@ def padded(size: int, alignment: int) -> int:
 
 
 def dimensions_on_disk(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape as GGUF writes it: row length first, without trailing ones (ggml has four dimensions and counts the real ones).
+    """A shape as GGUF writes it: row length first, without trailing ones, which ggml does not count as dimensions.
 
     >>> dimensions_on_disk((1, 8, 256))
     (256, 8)
@@ -140,8 +140,7 @@ class Plan:
             dimensions = dimensions_on_disk(tensor.shape)
             layout = f"<I{len(dimensions)}QIQ"
             parts.append(
-                pack_string(tensor.name)
-                + struct.pack(layout, len(dimensions), *dimensions, tensor.type, offset)
+                pack_string(tensor.name) + struct.pack(layout, len(dimensions), *dimensions, tensor.type, offset)
             )
         data = b"".join(parts)
         return data.ljust(padded(len(data), self.alignment), b"\0")

@@ -1,8 +1,8 @@
 """Presets: which block type each tensor gets, exactly as llama.cpp's llama-quantize chooses.
 
-A preset (llama.cpp: "ftype") has a base type and a few tensors that get another one, by role, layer and model. The rules
-are frozen: they follow src/llama-quant.cpp line by line, and the files are byte for byte the same. Types that need an
-importance matrix are not among them yet.
+A preset (llama.cpp: "ftype") has a base type and a few tensors that get another one, by role, layer and model. The
+rules are frozen: they decide as src/llama-quant.cpp does, and the files are byte for byte the same. Presets of the IQ
+types are not among them yet.
 """
 
 from __future__ import annotations
@@ -141,13 +141,13 @@ def file_order(name: str) -> tuple[int, str]:
 
 
 KEPT_PARTS = (
-    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj", "ssm_conv1d",
-    "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "time_mix_first.weight", "time_mix_w0.weight",
-    "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
-    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight", "time_mix_g2.weight",
-    "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight", "attn_rel_b.weight",
-    ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger",
-    "a.rvq.codebook", "mm.a.code_embd",
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
+    "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight",
+    "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight",
+    "time_mix_v1.weight", "time_mix_v2.weight", "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight",
+    "time_mix_g1.weight", "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight", "attn_rel_b.weight", ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_",
+    ".rel_pos", ".patch_embd", ".patch_merger", "a.rvq.codebook", "mm.a.code_embd",
 )  # fmt: skip
 """Tensors with one of these in their name keep their type: small, or too sensitive."""
 KEPT_NAMES = frozenset({"position_embd.weight", "token_types.weight"})
@@ -156,7 +156,9 @@ KEPT_NAMES = frozenset({"position_embd.weight", "token_types.weight"})
 def is_quantizable(name: str, shape: Sequence[int]) -> bool:
     """Whether any preset changes the type of a tensor: a weight matrix that is on no list."""
     matrix = len(shape) >= 2 and any(size > 1 for size in shape[:-1])
-    return matrix and name.endswith("weight") and name not in KEPT_NAMES and not any(part in name for part in KEPT_PARTS)
+    return (
+        matrix and name.endswith("weight") and name not in KEPT_NAMES and not any(part in name for part in KEPT_PARTS)
+    )
 
 
 SEVENTY_B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
@@ -197,7 +199,9 @@ class Model:
     @property
     def is_70b(self) -> bool:
         """Whether llama.cpp takes it for a 70B model, whose few value heads deserve more bits."""
-        return SEVENTY_B_LAYERS.get(self.architecture) == self.layers and (self.architecture != "llama" or self.gqa != 1)
+        return SEVENTY_B_LAYERS.get(self.architecture) == self.layers and (
+            self.architecture != "llama" or self.gqa != 1
+        )
 
 
 def _number(metadata: Mapping[str, Value], key: str, default: int) -> int:

@@ -217,9 +217,7 @@ class _Reader:
     def items(self, kind: GGUFValueType, count: int, what: str) -> list[Scalar]:
         if kind == GGUFValueType.STRING:
             if count * 8 > self.left:
-                raise self.fail(
-                    f"file ends inside {what}", expected=f"{count} strings", found=f"{self.left} bytes"
-                )
+                raise self.fail(f"file ends inside {what}", expected=f"{count} strings", found=f"{self.left} bytes")
             return [self.text(what) for _ in range(count)]
         code = STRUCT_CODES[kind]
         return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code), what)))

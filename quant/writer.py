@@ -1,8 +1,9 @@
-"""Executes a plan: several processes fill the tensors in at their known offsets, slab by slab, and the file appears whole.
+"""Executes a plan: several processes fill the tensors in at their known offsets, slab by slab.
 
-A slab is some rows of one tensor, small enough that memory stays flat however large the model is. Slabs are handed out by a
-shared counter; each worker opens its own files, so nothing but the counter is shared. The header is written last: a file cut at
-any moment is no GGUF file. Processes and not threads, because NumPy holds the interpreter lock between its calls.
+A slab is some rows of one tensor, small enough that memory stays flat however large the model is. Slabs are handed out
+by a shared counter; each worker opens its own files, so nothing but the counter is shared. The header is written last:
+a file cut at any moment is no GGUF file. Processes and not threads, because NumPy holds the interpreter lock between
+its calls.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gguforge.quant.blocks import block_type, encode
 from gguforge.quant.blocks.base import REGISTRY
 from gguforge.quant.errors import DataError, GGUForgeError, InputError, OutputError
 from gguforge.quant.files import copy_range, replacing, write_at
-from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
+from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.sources import Bytes, Floats
 
@@ -52,9 +53,7 @@ def slabs(plan: Plan) -> Iterator[Slab]:
     for index, tensor in enumerate(plan.tensors):
         step = max(
             1,
-            COPY_SLAB // max(1, tensor.row_bytes)
-            if tensor.is_copy
-            else ENCODE_SLAB // max(1, tensor.row_length),
+            COPY_SLAB // max(1, tensor.row_bytes) if tensor.is_copy else ENCODE_SLAB // max(1, tensor.row_length),
         )
         for start in range(0, tensor.rows if tensor.row_length else 0, step):
             yield Slab(index, start, min(tensor.rows, start + step))
@@ -119,18 +118,14 @@ def check_inputs(plan: Plan, output: Path) -> None:
         return
     for path in {path for tensor in plan.tensors for path in tensor.source.paths}:
         if os.path.samefile(path, output):
-            raise OutputError(
-                "output and input are the same file", path=output, remedy="Choose another name with -o."
-            )
+            raise OutputError("output and input are the same file", path=output, remedy="Choose another name with -o.")
 
 
 def verify(plan: Plan, path: Path) -> None:
     """Read the written file back with the strict reader and compare it with the plan."""
     found = read_gguf(path)
     wanted = [(tensor.name, tensor.shape, tensor.type) for tensor in plan.tensors]
-    if [
-        (tensor.name, tensor.shape, tensor.type) for tensor in found.tensors
-    ] != wanted or found.size != plan.size:
+    if [(tensor.name, tensor.shape, tensor.type) for tensor in found.tensors] != wanted or found.size != plan.size:
         raise OutputError(
             "the written file is not what was planned", path=path, remedy="Check the disk, and report this."
         )
@@ -274,9 +269,7 @@ def _next(counter: Any) -> int:
 
 def _serve(plan: Plan, part: Path, counter: Any, sender: Connection[Any, Any], parent: int) -> None:
     """A worker's life: fill slabs, report bytes, end with None or the error."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group: the first process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the first process ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     work = list(slabs(plan))
     filler = _Filler(plan, part)

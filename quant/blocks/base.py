@@ -75,9 +75,7 @@ class Block:
         assert rows.shape[-1] % cls.size == 0
         blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, cls.size)
         out = np.empty(len(blocks), cls.layout)
-        with np.errstate(
-            all="ignore"
-        ):  # the C code divides by zero and overflows freely; results are checked instead
+        with np.errstate(all="ignore"):  # the C code divides by zero and overflows freely; results are checked instead
             for start in range(0, len(blocks), cls.tile):
                 cls.encode_blocks(blocks[start : start + cls.tile], out[start : start + cls.tile])
         return out.view(np.uint8).reshape(*rows.shape[:-1], -1)

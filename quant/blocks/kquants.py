@@ -209,9 +209,7 @@ class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=128, d=f2, dmin=f2, scales=(u1, 
         return decode_affine_32(b, np.concatenate([q & 15, q >> 4], axis=2))
 
 
-class Q5_K(
-    Block, type=T.Q5_K, size=SUPER, tile=128, d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128)
-):
+class Q5_K(Block, type=T.Q5_K, size=SUPER, tile=128, d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128)):
     """5-bit levels; 8 groups of 32 with 6-bit scales and minimums: 5.5 bpw."""
 
     @staticmethod
@@ -248,12 +246,10 @@ class Q6_K(Block, type=T.Q6_K, size=SUPER, tile=128, ql=(u1, 128), qh=(u1, 64), 
         levels[zero] = 0
         q = levels.reshape(-1, 2, 4, 32)
         low, high = q & 15, q >> 4
-        out["ql"] = np.stack(
-            [low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2
-        ).reshape(-1, 128)
-        out["qh"] = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(
-            -1, 64
+        out["ql"] = np.stack([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2).reshape(
+            -1, 128
         )
+        out["qh"] = (high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6).reshape(-1, 64)
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:

@@ -102,9 +102,7 @@ class Q4_1(Block, type=T.Q4_1, size=SIZE, d=f2, m=f2, qs=(u1, 16)):
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
-        return (
-            b["d"].astype(np.float32)[:, None] * unpack_nibbles(b["qs"]) + b["m"].astype(np.float32)[:, None]
-        )
+        return b["d"].astype(np.float32)[:, None] * unpack_nibbles(b["qs"]) + b["m"].astype(np.float32)[:, None]
 
 
 class Q5_0(Block, type=T.Q5_0, size=SIZE, d=f2, qh=u4, qs=(u1, 16)):
