@@ -1,0 +1,235 @@
+"""From a checkpoint folder to a plan, and from the plan to a file.
+
+`plan` reads headers and small files alone: config.json, the shards' headers, the tokenizer. `convert` executes it.
+How the output relates to that of llama.cpp's converter is written in docs/convert.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType
+
+from gguforge.convert.architectures import find_architecture
+from gguforge.convert.architectures.base import UNDERSTOOD, Architecture, Row, check, dimensions, hyperparameters
+from gguforge.convert.checkpoint import Checkpoint, read_checkpoint
+from gguforge.convert.config import Config, unreported
+from gguforge.convert.metadata import general_metadata
+from gguforge.convert.names import file_name
+from gguforge.convert.operations import CAST_DTYPES, CastToFloat, PermuteHeads
+from gguforge.convert.safetensors import StoredTensor
+from gguforge.convert.vocabularies import tokenizer_metadata
+from gguforge.quant.errors import CheckpointError
+from gguforge.quant.metadata import Value, boolean, string, uint32
+from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.sources import FileSource, Source
+
+Warn = Callable[[str], None]
+log = logging.getLogger("gguforge.convert")
+
+FLOAT_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
+"""The unquantized output types with their `general.file_type`."""
+
+DROPPED = {
+    ".rotary_emb.inv_freq": "llama.cpp computes the rotary frequencies",
+    ".attention.masked_bias": "a constant of old PyTorch code",
+    ".attention.bias": "the causal mask, not a weight",
+}
+"""Endings of stored tensors that are left out on purpose, with the reason."""
+
+
+def plan(
+    checkpoint: str | os.PathLike[str],
+    type: str = "AUTO",
+    *,
+    pre: str | None = None,
+    model_name: str | None = None,
+    warn: Warn = log.warning,
+) -> Plan:
+    """Plan the GGUF file of a checkpoint from headers alone.
+
+    Args:
+        checkpoint: folder with config.json, *.safetensors and a tokenizer.
+        type: F32, F16, BF16, AUTO (the 16-bit type of the stored weights, F16 for others), or a preset such as Q4_K_M;
+            case does not matter. Quantized weights come straight from the stored ones, with no 16-bit step between.
+        pre: name of the pre-tokenizer, where tokenizer.json does not tell.
+        model_name: the model's name, instead of the one the checkpoint gives.
+        warn: receives one line for everything that may make the model answer differently from the original.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, damaged or not understood.
+        InputError: no such type.
+    """
+    wanted = type.upper()
+    folder = read_checkpoint(Path(checkpoint))
+    config_path = folder.folder / "config.json"
+    architecture = find_architecture(folder.config, config_path)
+    config = Config(folder.config, config_path, architecture.defaults)
+    check(architecture, config)
+    for line in unreported(config, UNDERSTOOD | architecture.understood, architecture.rope_types):
+        warn(line)
+    float_type = GGMLQuantizationType[wanted if wanted in FLOAT_TYPES else _stored_type(folder)]
+    tensors = _tensors(architecture, config, folder, float_type, warn)
+    metadata = _metadata(architecture, config, folder, tensors, float_type, pre, model_name, warn)
+    made = Plan(metadata, tensors)
+    if wanted == "AUTO" or wanted in FLOAT_TYPES:
+        return made
+    from gguforge.quant.quantize import retype  # only a preset needs the encoders
+
+    return retype(made, type)
+
+
+def convert(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    type: str = "AUTO",
+    pre: str | None = None,
+    model_name: str | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+    warn: Warn = log.warning,
+) -> Plan:
+    """Convert a checkpoint to a GGUF file in one pass and return the plan that was executed.
+
+    Args:
+        output: the file to write; it appears only when it is whole.
+        workers: processes; None for the writer's choice.
+        overwrite: replace an existing output.
+        progress: receives the bytes written since its last call.
+        checkpoint, type, pre, model_name, warn: as in `plan`.
+
+    Raises:
+        CheckpointError, InputError: as in `plan`.
+        DataError: a weight is NaN or infinite.
+        OutputError: the output exists, or cannot be written.
+    """
+    from gguforge.quant.writer import write
+
+    made = plan(checkpoint, type, pre=pre, model_name=model_name, warn=warn)
+    write(made, output, workers=workers, overwrite=overwrite, progress=progress)
+    return made
+
+
+def default_file_name(plan: Plan, type_name: str) -> str:
+    """The output's name by the GGUF naming convention, for example Prose-8M-Q4_K_M.gguf."""
+    keys = ("name", "basename", "size_label", "finetune", "version")
+    texts = {key: str(plan.metadata[f"general.{key}"].value) for key in keys if f"general.{key}" in plan.metadata}
+    return file_name(texts, type_name)
+
+
+def _stored_type(checkpoint: Checkpoint) -> str:
+    """The first 16-bit type among the stored matrices; configs are known to state another."""
+    matrices = (tensor.dtype for tensor in checkpoint.tensors.values() if len(tensor.shape) >= 2)
+    return next((dtype for dtype in matrices if dtype in ("BF16", "F16")), "F16")
+
+
+def _metadata(
+    architecture: Architecture,
+    config: Config,
+    checkpoint: Checkpoint,
+    tensors: tuple[TensorPlan, ...],
+    float_type: GGMLQuantizationType,
+    pre: str | None,
+    model_name: str | None,
+    warn: Warn,
+) -> dict[str, Value]:
+    """All metadata in the order of llama.cpp's converter."""
+    vocab_size = config.count("vocab_size")
+    parameters = sum(tensor.elements for tensor in tensors)
+    pairs = {"general.architecture": string(architecture.name)}
+    pairs |= general_metadata(checkpoint, parameters, model_name, warn)
+    pairs |= hyperparameters(architecture, config, FLOAT_TYPES[float_type.name])
+    pairs["general.quantization_version"] = uint32(GGML_QUANT_VERSION)
+    prefix = checkpoint.object("tokenizer_config.json").get("add_prefix_space")
+    if architecture.name == "llama" and isinstance(prefix, bool):
+        pairs["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
+    pairs |= tokenizer_metadata(checkpoint, vocab_size, architecture.vocabularies, pre, warn)
+    if architecture.name == "llama" and vocab_size == 32016:  # Code Llama has an end-of-turn token of its own
+        pairs["tokenizer.ggml.eot_token_id"] = uint32(32010)
+    if architecture.name == "llama" and vocab_size == 49152:  # Granite's small models ask for a bos they never saw
+        pairs["tokenizer.ggml.add_bos_token"] = boolean(False)
+    return pairs
+
+
+def _tensors(
+    architecture: Architecture, config: Config, checkpoint: Checkpoint, float_type: GGMLQuantizationType, warn: Warn
+) -> tuple[TensorPlan, ...]:
+    """Generated tensors, then the stored ones in the checkpoint's order; every one accounted for."""
+    sizes = dimensions(config)
+    expected = _expected(architecture, config, checkpoint, warn)
+    tensors = [TensorPlan(name, source.shape, source.type, source, "generated from config.json")
+               for name, source in architecture.generated(config).items()]  # fmt: skip
+    for stored in checkpoint.tensors.values():
+        reason = next((reason for ending, reason in DROPPED.items() if stored.name.endswith(ending)), None)
+        if reason is not None:
+            log.info("%s is left out: %s", stored.name, reason)
+            continue
+        if stored.name not in expected:
+            sides = {
+                "found": f"shape {list(stored.shape)}",
+                "remedy": "The checkpoint is no plain " + architecture.classes[0] + ".",
+            }
+            raise CheckpointError(
+                f"tensor has no place in {architecture.name}", path=stored.path, tensor=stored.name, **sides
+            )
+        name, row = expected.pop(stored.name)
+        shape = tuple(sizes[dimension] for dimension in row.shape.split())
+        if stored.shape != shape:
+            sides = {"expected": f"{list(shape)} from config.json", "found": str(list(stored.shape))}
+            raise CheckpointError("shape does not fit config.json", path=stored.path, tensor=stored.name, **sides)
+        base = _source(stored)
+        source = PermuteHeads(base, sizes[row.heads]) if row.heads else base
+        tensors.append(_planned(name, source, float_type))
+    for name in expected:
+        remedy = "Download the checkpoint again, or correct config.json."
+        raise CheckpointError("tensor is missing", path=checkpoint.folder, tensor=name, remedy=remedy)
+    return tuple(tensors)
+
+
+def _expected(
+    architecture: Architecture, config: Config, checkpoint: Checkpoint, warn: Warn
+) -> dict[str, tuple[str, Row]]:
+    """GGUF name and row by stored name, for every tensor that this checkpoint must have."""
+    expected: dict[str, tuple[str, Row]] = {}
+    for row in architecture.tensors:
+        wanted = not row.when or (
+            not config.flag("tie_word_embeddings") if row.when == "untied" else config.flag(row.when)
+        )
+        layers = range(config.count("num_hidden_layers")) if "{i}" in row.source else range(1)
+        names = [(row.source.format(i=i), row.name.format(i=i)) for i in layers]
+        if not wanted and any(source in checkpoint.tensors for source, _ in names):
+            if row.when == "untied":
+                warn(f"config.json ties the embeddings, yet {row.source} is stored: it is used as the output matrix")
+            else:
+                warn(f"config.json does not set {row.when}, yet {row.source} is stored: it is used")
+            wanted = True
+        if wanted:
+            expected |= {source: (name, row) for source, name in names}
+    return expected
+
+
+def _source(stored: StoredTensor) -> FileSource | CastToFloat:
+    if stored.dtype in ("F32", "F16", "BF16"):
+        return FileSource(stored.path, stored.offset, stored.shape, GGMLQuantizationType[stored.dtype])
+    if stored.dtype in CAST_DTYPES:
+        return CastToFloat(stored.path, stored.offset, stored.shape, CAST_DTYPES[stored.dtype])
+    remedy = "Convert the original checkpoint instead."
+    raise CheckpointError(
+        "weights of this type cannot be converted",
+        path=stored.path,
+        tensor=stored.name,
+        found=stored.dtype,
+        remedy=remedy,
+    )
+
+
+def _planned(name: str, source: Source, float_type: GGMLQuantizationType) -> TensorPlan:
+    """A tensor with its type: vectors and norms stay F32, which all of llama.cpp's graphs ask for."""
+    if len(source.shape) == 1 or name.endswith("_norm.weight"):
+        return TensorPlan(name, source.shape, GGMLQuantizationType.F32, source, "vectors stay F32")
+    return TensorPlan(name, source.shape, float_type, source, "the type that was asked for")

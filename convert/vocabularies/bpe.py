@@ -1,0 +1,210 @@
+"""Vocabularies from tokenizer.json with a BPE model: the byte-level kind and the byte-fallback kind.
+
+The byte-level kind (GPT-2's, Llama 3's, Qwen's) keeps its merges. The byte-fallback kind (Llama 2's, Mistral's) is a
+sentencepiece vocabulary in other clothes: llama.cpp merges it by scores, so each token gets the rank of its merge as
+score. Other models (WordPiece, Unigram) are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gguforge.convert.checkpoint import Checkpoint
+from gguforge.convert.json_file import TOKENIZER_LIMIT, Json
+from gguforge.convert.vocabularies.sentencepiece import added_tokens
+from gguforge.convert.vocabularies.special import content
+from gguforge.convert.vocabularies.tokens import Kind, Token, added, looks_special, padding
+from gguforge.quant.errors import CheckpointError
+
+FILE_NAME = "tokenizer.json"
+BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside the BPE model's own vocabulary, or one of them with a flag."""
+
+    text: str
+    special: bool
+    normalized: bool
+
+
+@dataclass(frozen=True)
+class BPE:
+    """tokenizer.json, checked.
+
+    Attributes:
+        json: the whole file.
+        vocabulary: id by text.
+        merges: pairs, best first.
+        added: by id, tokenizer_config.json's included.
+    """
+
+    json: Json
+    vocabulary: dict[str, int]
+    merges: list[tuple[str, str]]
+    added: dict[int, AddedToken]
+
+    @property
+    def is_byte_fallback(self) -> bool:
+        """Whether unknown characters are spelled in <0x..> pieces, as in sentencepiece."""
+        decoder = self.json.get("decoder")
+        kind = decoder.get("type") if isinstance(decoder, dict) else None
+        return self.json["model"].get("byte_fallback") is True and kind == "Sequence"
+
+
+def read_bpe(checkpoint: Checkpoint) -> BPE:
+    """Read tokenizer.json and what tokenizer_config.json adds to it.
+
+    Raises:
+        CheckpointError: it is damaged, or its model is not BPE.
+    """
+    path = checkpoint.folder / FILE_NAME
+    tokenizer = checkpoint.object(FILE_NAME, TOKENIZER_LIMIT)
+    model = tokenizer.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        found = model.get("type") if isinstance(model, dict) else None
+        raise CheckpointError("the tokenizer's model cannot be converted", path=path, expected="BPE", found=found)
+    vocabulary = model.get("vocab")
+    if not isinstance(vocabulary, dict) or not all(type(i) is int and i >= 0 for i in vocabulary.values()):
+        raise CheckpointError("vocab is no table of ids", path=path)
+    merges = [_pair(merge) for merge in model.get("merges") or []]
+    if None in merges:
+        raise CheckpointError(
+            "a merge is no pair of texts", path=path, found=repr(model["merges"][merges.index(None)])[:60]
+        )
+    added = _added_tokens(tokenizer, vocabulary, checkpoint)
+    return BPE(tokenizer, vocabulary, [merge for merge in merges if merge is not None], added)
+
+
+def _pair(merge: object) -> tuple[str, str] | None:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if isinstance(parts, list) and len(parts) == 2 and isinstance(parts[0], str) and isinstance(parts[1], str):
+        return parts[0], parts[1]
+    return None
+
+
+def _added_tokens(tokenizer: Json, vocabulary: dict[str, int], checkpoint: Checkpoint) -> dict[int, AddedToken]:
+    """Added tokens by id: tokenizer.json's, changed and extended by tokenizer_config.json's, as transformers does."""
+    tokens: dict[int, AddedToken] = {}
+    for entry in tokenizer.get("added_tokens") or []:
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and type(entry.get("id")) is int:
+            special = entry.get("special") is True
+            tokens[entry["id"]] = AddedToken(entry["content"], special, entry.get("normalized", not special) is True)
+    config = checkpoint.object("tokenizer_config.json")
+    ids = {token.text: i for i, token in tokens.items()}
+
+    def add(text: str, special: bool) -> None:
+        i = ids.get(text, vocabulary.get(text))
+        if i is None:
+            i = max([*vocabulary.values(), *tokens], default=-1) + 1
+        ids[text] = i
+        tokens[i] = AddedToken(text, special, tokens[i].normalized if i in tokens else False)
+
+    for _, text, special in sorted(added_tokens(config)):
+        add(text, special)
+    listed = config.get("additional_special_tokens")
+    named = [content(config.get(name)) for name in SPECIAL_NAMES]
+    named += [content(entry) for entry in listed] if isinstance(listed, list) else []
+    for name in named:
+        if name is not None and (name not in ids or not tokens[ids[name]].special):
+            add(name, special=True)
+    return tokens
+
+
+def byte_level_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> list[Token]:
+    """The vocabulary of the byte-level kind, padded to `vocab_size`.
+
+    Raises:
+        CheckpointError: the tokenizer has ids beyond `vocab_size`.
+    """
+    tokens = _base_tokens(bpe, vocab_size, checkpoint)
+    for i, token in bpe.added.items():
+        text = token.text if token.normalized else decoded(token.text)
+        if token.special or looks_special(text):
+            tokens[i] = Token(text, Kind.CONTROL)
+        else:
+            tokens[i] = added(text, special=False)
+    return tokens
+
+
+def byte_fallback_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> list[Token]:
+    """The vocabulary of the byte-fallback kind, padded to `vocab_size`, with scores.
+
+    Raises:
+        CheckpointError: the tokenizer has ids beyond `vocab_size`.
+    """
+    tokens = _base_tokens(bpe, vocab_size, checkpoint)
+    scores = merge_scores(bpe.merges)
+    unknown = bpe.json["model"].get("unk_token")
+    for text, i in bpe.vocabulary.items():
+        kind = Kind.BYTE if BYTE_PIECE.fullmatch(text) else Kind.UNKNOWN if text == unknown else Kind.NORMAL
+        tokens[i] = Token(text, kind, scores.get(text, 0.0 if kind != Kind.NORMAL else -float(len(scores))))
+    for i, token in bpe.added.items():
+        tokens[i] = added(token.text, token.special)
+    return tokens
+
+
+def _base_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> list[Token]:
+    most = max([*bpe.vocabulary.values(), *bpe.added], default=-1)
+    if most >= vocab_size:
+        sides = {"expected": f"ids below {vocab_size} (vocab_size of config.json)", "found": f"id {most}"}
+        raise CheckpointError(
+            "the tokenizer has more tokens than the model", path=checkpoint.folder / FILE_NAME, **sides
+        )
+    tokens = [padding(i) for i in range(vocab_size)]
+    for text, i in bpe.vocabulary.items():
+        tokens[i] = Token(text, Kind.NORMAL)
+    return tokens
+
+
+def merge_scores(merges: list[tuple[str, str]]) -> dict[str, float]:
+    """Scores under which sentencepiece's algorithm merges as BPE does: minus the order in which tokens first appear.
+
+    >>> merge_scores([("a", "b"), ("c", "d"), ("ab", "c"), ("a", "bc")])
+    {'ab': 0.0, 'cd': -1.0, 'abc': -2.0}
+    """
+    scores: dict[str, float] = {}
+    for left, right in merges:
+        scores.setdefault(left + right, -float(len(scores)))
+    return scores
+
+
+def written_merges(bpe: BPE) -> list[str]:
+    """Merges as GGUF holds them: two texts with a space between; spaces inside them as GPT-2's byte map writes them.
+
+    >>> written_merges(BPE({}, {}, [("\u0120", "t"), (" ", "x")], {}))
+    ['Ġ t', 'Ġ x']
+    """
+    space = "\u0120"
+    return [f"{left.replace(' ', space)} {right.replace(' ', space)}" for left, right in bpe.merges]
+
+
+def byte_characters() -> dict[str, int]:
+    """GPT-2's byte map: the printable character that stands for each byte.
+
+    Source: https://github.com/openai/gpt-2/blob/master/src/encoder.py
+
+    >>> table = byte_characters()
+    >>> table["A"], table["\u0120"], len(table)
+    (65, 32, 256)
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+def decoded(text: str) -> str:
+    """An added token as the byte-level decoder gives it back; a text outside the byte map stays as it is.
+
+    >>> decoded("<|im_end|>"), decoded("\u0120hi"), decoded("a b")
+    ('<|im_end|>', ' hi', 'a b')
+    """
+    if text.isascii():
+        return text
+    table = byte_characters()
+    if not all(c in table for c in text):
+        return text
+    return bytes(table[c] for c in text).decode("utf-8", "replace")
