@@ -100,11 +100,12 @@ def _describe(engine: Engine) -> str:
     """One line: name, size and type, context, threads."""
     from pathlib import PurePath
 
+    trained = engine.trained_context
     facts = [
         PurePath(engine.file.path).name,
         engine.describe(),
         f"{engine.file.size / 1e6:,.1f} MB",
-        f"context {engine.context}",
+        f"context {engine.context}" + f" (trained for {trained})" * (engine.context > trained),
         f"{engine.threads} thread{'s' * (engine.threads > 1)}",
     ]
     return " · ".join(facts)

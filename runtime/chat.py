@@ -197,9 +197,7 @@ class ChatSession:
         self._forget_tokens()
         if not self._told_full:
             self._told_full = True
-            self.notice(
-                f"The context of {self.engine.context} tokens is full: the oldest turns are forgotten."
-            )
+            self.notice(f"The context of {self.engine.context} tokens is full: the oldest turns are forgotten.")
 
     def _remember(self, turn: Turn, prompt: list[int], generated: list[int], text: str) -> None:
         self.stats.stop = self.stats.stop or "interrupted"

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from gguf.constants import LlamaFileType
+
 from gguforge.quant.errors import EngineError, GGUFError
 from gguforge.quant.reader import GGUFFile, read_gguf
 from gguforge.runtime.fit import choose_context
@@ -144,15 +146,21 @@ class Engine:
         self._interrupted = False
 
     @property
+    def trained_context(self) -> int:
+        """Tokens of context that the model was trained for."""
+        return int(self._llama.llama_model_n_ctx_train(self._model))
+
+    @property
     def tokens_held(self) -> int:
         """Tokens whose keys and values the context holds."""
         return len(self._held)
 
     def describe(self) -> str:
-        """The model in a few words: architecture, parameters and type, as llama.cpp words them."""
-        buffer = ctypes.create_string_buffer(256)
-        self._llama.llama_model_desc(self._model, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
+        """The model in a few words: architecture, parameters, type: `llama 1.2B Q4_K_M`."""
+        architecture = self.file.metadata["general.architecture"].value
+        return (
+            f"{architecture} {_rounded(sum(tensor.elements for tensor in self.file.tensors))} {_type_name(self.file)}"
+        )
 
     def sampler(self, settings: Any) -> Sampler:
         """A sampler for this vocabulary."""
@@ -202,11 +210,7 @@ class Engine:
                 yield token
                 if self._interrupted or stats.generated_tokens == limit or len(self._held) == self.context:
                     stats.stop = "interrupted" if self._interrupted else "length"
-                    if (
-                        len(self._held) == self.context
-                        and stats.generated_tokens != limit
-                        and not self._interrupted
-                    ):
+                    if len(self._held) == self.context and stats.generated_tokens != limit and not self._interrupted:
                         stats.stop = "context"
                     return
                 self._decode_one(token)
@@ -267,12 +271,33 @@ class Engine:
             )
 
 
+def _rounded(count: int) -> str:
+    """1234567 -> 1.2M."""
+    for letter, unit in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= unit:
+            return f"{count / unit:.1f}{letter}"
+    return str(count)
+
+
+def _type_name(file: GGUFFile) -> str:
+    """The preset that the file names, or the block type that holds most of its bytes."""
+    entry = file.metadata.get("general.file_type")
+    if entry is not None and entry.value in set(LlamaFileType):
+        return str(LlamaFileType(entry.value).name).removeprefix("MOSTLY_").removeprefix("ALL_")
+    sizes: dict[str, int] = {}
+    for tensor in file.tensors:
+        sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
+    return max(sizes, key=lambda name: sizes[name], default="")
+
+
 def check_runnable(file: GGUFFile) -> None:
     """Refuse what llama.cpp would abort the whole process on, and missing parts of a split model.
 
     Raises:
-        GGUFError: the tokenizer's lists do not match, or a part is missing or damaged.
+        GGUFError: there are no weights, the tokenizer's lists do not match, or a part is missing or damaged.
     """
+    if not file.tensors:
+        raise GGUFError("holds no weights, only a vocabulary or metadata", path=file.path)
     _check_tokenizer(file)
     count = file.metadata.get("split.count")
     if count is None or not isinstance(count.value, int) or count.value < 2:

@@ -80,17 +80,11 @@ def choose_context(file: GGUFFile, asked: int | None, memory: int | None) -> int
     """
     need = needs(file)
     room = None if memory is None else memory - need.total(0)
-    fits = (
-        None
-        if room is None or not need.kv_per_token
-        else room // need.kv_per_token // _CONTEXT_STEP * _CONTEXT_STEP
-    )
+    fits = None if room is None or not need.kv_per_token else room // need.kv_per_token // _CONTEXT_STEP * _CONTEXT_STEP
     trained = _number(file.metadata, "context_length", DEFAULT_CONTEXT) or DEFAULT_CONTEXT
     wanted = asked or min(trained, DEFAULT_CONTEXT)
     if memory is not None and need.total(min(wanted, SMALLEST_CONTEXT)) > memory:
-        raise _too_big(
-            file, need.total(min(wanted, SMALLEST_CONTEXT)), memory, "Use a smaller type such as Q4_K_M."
-        )
+        raise _too_big(file, need.total(min(wanted, SMALLEST_CONTEXT)), memory, "Use a smaller type such as Q4_K_M.")
     if fits is None or wanted <= fits:
         return wanted
     if asked:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from gguforge.quant.metadata import Value
@@ -63,11 +64,11 @@ class StandIns:
         return self._hidden[character]
 
     def _fresh(self, character: int) -> int:
-        code = next(
-            self._free, character
-        )  # 131,068 different characters later, a harmless one stands for itself
-        if code != character:
-            self.plain[code] = character
+        """A stand-in of its own; after 131,068 of them the common one, or for harmless characters none."""
+        code = next(self._free, None)
+        if code is None:
+            return self._hidden.get(character, character)
+        self.plain[code] = character
         return code
 
     def hide(self, text: str) -> str:
@@ -99,9 +100,7 @@ class Prompter:
         self.template: ChatTemplate | None = None
         if entry is not None and isinstance(entry.value, str) and entry.value.strip():
             names = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
-            variables = {
-                name: "" if token is None else vocabulary.text(token) for name, token in names.items()
-            }
+            variables = {name: "" if token is None else vocabulary.text(token) for name, token in names.items()}
             self.template = ChatTemplate(entry.value, variables)
 
     def whole(self, messages: Sequence[Message]) -> list[int]:
@@ -139,16 +138,15 @@ class Prompter:
         """Render in the first way that the template takes without losing a message."""
         assert self.template is not None
         failure: TemplateFailure | None = None
-        for fold in (False, True):
-            for as_parts in (False, True):
-                messages = _as_dicts(_folded(hidden) if fold else hidden, as_parts)
-                try:
-                    text = self.template.render(messages, answer=True)
-                except TemplateFailure as error:
-                    failure = failure or error
-                    continue
-                if all(_is_in(message.content, text) for message in hidden if message.role != "assistant"):
-                    return text
+        for fold, as_parts, tools in product((False, True), (False, True), (None, ())):
+            messages = _as_dicts(_folded(hidden) if fold else hidden, as_parts)
+            try:
+                text = self.template.render(messages, answer=True, tools=tools)
+            except TemplateFailure as error:
+                failure = failure or error
+                continue
+            if all(_is_in(message.content, text) for message in hidden if message.role != "assistant"):
+                return text
         raise failure or TemplateFailure("the model's chat template leaves out what was said")
 
 

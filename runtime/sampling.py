@@ -74,9 +74,7 @@ class Sampling:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
-                raise InputError(
-                    f"sampling: {name} is out of range", expected=f"{low} to {high}", found=value
-                )
+                raise InputError(f"sampling: {name} is out of range", expected=f"{low} to {high}", found=value)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Value]) -> Sampling:

@@ -101,7 +101,7 @@ class ChatTemplate:
         except _MISTAKES as error:
             raise _failure(error) from error
 
-    def render(self, messages: Sequence[dict[str, Any]], *, answer: bool) -> str:
+    def render(self, messages: Sequence[dict[str, Any]], *, answer: bool, tools: Sequence[Any] | None = None) -> str:
         """The conversation as one text; with `answer`, up to where the assistant's answer begins.
 
         Raises:
@@ -112,7 +112,7 @@ class ChatTemplate:
             for part in self._template.generate(
                 messages=list(messages),
                 add_generation_prompt=answer,
-                tools=None,
+                tools=tools,
                 documents=None,
                 **self._variables,
             ):
@@ -145,6 +145,4 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Hugging Face's `tojson`: plain JSON, where Jinja's own would escape for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

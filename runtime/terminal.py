@@ -194,26 +194,18 @@ class Chat:
             raise Leave(TERMINATED)
         if stop == "interrupted":
             self._leaving = True
-            kept = (
-                "The part so far is kept."
-                if self._session.stats.generated_tokens
-                else "Nothing was said yet."
-            )
+            kept = "The part so far is kept." if self._session.stats.generated_tokens else "Nothing was said yet."
             self.remark(f"[stopped] {kept} Ctrl-C again leaves.")
         elif stop == "length":
             self.remark(f"[cut after {self._session.stats.generated_tokens} tokens, as --max-tokens says]")
         elif stop == "context":
-            self.remark(
-                f"[cut: the context of {self._session.engine.context} tokens is full; --context gives more]"
-            )
+            self.remark(f"[cut: the context of {self._session.engine.context} tokens is full; --context gives more]")
 
     def help(self, _: str) -> None:
         """/help"""
         for name, (says, _command) in COMMANDS.items():
             self.remark(f"  {name:9} {says}")
-        self.remark(
-            '  """       begins and ends a message of several lines; \\ at the end of a line continues it'
-        )
+        self.remark('  """       begins and ends a message of several lines; \\ at the end of a line continues it')
         self.remark("  Ctrl-C    stops the answer; at the prompt, twice leaves")
 
     def clear(self, _: str) -> None:
@@ -232,9 +224,7 @@ class Chat:
         text = self._session.undo()
         shown = TerminalFilter()(text or "").splitlines()
         self.remark(
-            f"Taken back: {shown[0] if shown else ''}"
-            if text is not None
-            else "There is nothing to take back."
+            f"Taken back: {shown[0] if shown else ''}" if text is not None else "There is nothing to take back."
         )
 
     def retry(self, _: str) -> None:
@@ -306,9 +296,7 @@ def run_chat(
     return chat.run()
 
 
-def print_answer(
-    session: ChatSession, ask: Callable[[], Generator[str, None, None]], screen: TextIO
-) -> Flags:
+def print_answer(session: ChatSession, ask: Callable[[], Generator[str, None, None]], screen: TextIO) -> Flags:
     """Print an answer as it comes; Ctrl-C and SIGTERM stop it and are reported, not raised.
 
     Args:

@@ -35,17 +35,13 @@ def write_transcript(
     """
     target = Path(path)
     if target.exists() and not _is_transcript(target):
-        raise OutputError(
-            "exists and is not a saved conversation", path=target, remedy="Choose another name."
-        )
+        raise OutputError("exists and is not a saved conversation", path=target, remedy="Choose another name.")
     flags = iter(cut)
     entries = [_entry(message, message.role == "assistant" and next(flags)) for message in messages]
     document = {"format": FORMAT, "version": 1, "model": model, "messages": entries}
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_text(
-            json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="replace"
-        )
+        part.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", errors="replace")
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -79,9 +75,7 @@ def read_transcript(path: str | os.PathLike[str]) -> tuple[list[Message], list[b
     if not source.is_file():
         raise InputError("is not a file" if source.exists() else "no such file", path=source)
     if source.stat().st_size > MAX_BYTES:
-        raise InputError(
-            "is too large for a conversation", path=source, expected=f"at most {MAX_BYTES} bytes"
-        )
+        raise InputError("is too large for a conversation", path=source, expected=f"at most {MAX_BYTES} bytes")
     try:
         document = json.loads(source.read_bytes())
     except (ValueError, RecursionError) as error:

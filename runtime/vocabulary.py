@@ -43,9 +43,7 @@ class Vocabulary:
         self.bos = self._known(llama.llama_vocab_bos(self._pointer))
         self.eos = self._known(llama.llama_vocab_eos(self._pointer))
         self.add_bos = bool(llama.llama_vocab_get_add_bos(self._pointer)) and self.bos is not None
-        self._attributes = [
-            int(llama.llama_vocab_get_attr(self._pointer, token)) for token in range(self.size)
-        ]
+        self._attributes = [int(llama.llama_vocab_get_attr(self._pointer, token)) for token in range(self.size)]
         self.specials = self._find_specials()
         self.forbidden = frozenset(self._find_forbidden())
 
