@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gguforge.cli.common import in_words, plan_summary, print_dry_run, print_fallbacks, progress_bar, writing_options
 
+if TYPE_CHECKING:
+    from gguforge.quant.plan import Plan
 
-@click.command(
-    "convert",
-    epilog="A type is F32, F16, BF16, AUTO (the stored weights' own 16-bit type) or a preset such as Q4_K_M, in any case.",
+TYPES = (
+    "A type is F32, F16, BF16, AUTO (the 16-bit type of the stored weights) or a preset such as Q4_K_M, in any case."
 )
+
+
+@click.command("convert", epilog=TYPES)
 @click.argument("checkpoint", type=click.Path())
 @click.option("-t", "--type", "type_name", default="AUTO", show_default=True, help="The type or preset, e.g. Q4_K_M.")
 @click.option("--model-name", help="The model's name, instead of the one the checkpoint gives.")
@@ -47,32 +52,45 @@ def command(
 
     remarks: list[str] = []
     made = plan(checkpoint, type_name, pre=pre, model_name=model_name, warn=remarks.append)
-    label = file_type_name(int(str(made.metadata["general.file_type"].value)))
+    label = file_type_name(made)
     output = output or default_file_name(made, label)
     for remark in remarks:
         click.echo(f"warning: {remark}", err=True)
-    if dry_run and not as_json:
-        print_dry_run(made, output, workers)
-    start = time.perf_counter()
-    if not dry_run:
+    result = {"output": output, "type": label, **plan_summary(made), "warnings": remarks}
+    if dry_run:
+        if as_json:
+            click.echo(json.dumps(result | needs(made, output, workers)))
+        else:
+            print_dry_run(made, output, workers)
+    else:
+        start = time.perf_counter()
         with progress_bar(made.size, label, quiet) as progress:
             write(made, output, workers=workers, overwrite=overwrite, progress=progress)
-    seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        if as_json:
+            click.echo(json.dumps(result | {"seconds": round(seconds, 3)}))
+        elif not quiet:
+            click.echo(f"{output}: {in_words(made.size)}, {made.bits_per_weight:.2f} bits per weight, {seconds:.1f} s")
     if not quiet:
         print_fallbacks(made)
-    if as_json:
-        result = {"output": output, "type": label, **plan_summary(made), "warnings": remarks}
-        click.echo(json.dumps(result | ({} if dry_run else {"seconds": round(seconds, 3)})))
-    elif not dry_run and not quiet:
-        click.echo(f"{output}: {in_words(made.size)}, {made.bits_per_weight:.2f} bits per weight, {seconds:.1f} s")
 
 
-def file_type_name(number: int) -> str:
-    """The name of a `general.file_type`, as `--type` takes it.
-
-    >>> file_type_name(15)
-    'Q4_K_M'
-    """
+def file_type_name(plan: Plan) -> str:
+    """The name of a plan's `general.file_type`, as `--type` takes it: Q4_K_M, BF16."""
     from gguf.constants import LlamaFileType
 
+    number = plan.metadata["general.file_type"].value
+    assert isinstance(number, int)
     return LlamaFileType(number).name.removeprefix("ALL_").removeprefix("MOSTLY_")
+
+
+def needs(plan: Plan, output: str, workers: int | None) -> dict[str, Any]:
+    """Memory and disk that executing a plan takes, in bytes, for `--dry-run --json`."""
+    import shutil
+    from pathlib import Path
+
+    from gguforge.quant.writer import peak_memory
+
+    folder = Path(output).absolute().parent
+    free = shutil.disk_usage(folder).free if folder.is_dir() else None
+    return {"memory_bytes": peak_memory(plan, workers), "disk_bytes": plan.size, "disk_free_bytes": free}

@@ -167,7 +167,7 @@ def unreported(config: Config, understood: frozenset[str], rope_types: tuple[str
 def _attention_lines(config: Config, values: Json) -> list[str]:
     """Sliding windows: llama.cpp attends to the whole context in these architectures."""
     lines = []
-    window = values.get("sliding_window")
+    window = config.get("sliding_window")
     context = config.get("max_position_embeddings")
     switched_off = config.get("use_sliding_window") is False
     if isinstance(window, int) and not switched_off and window < (context or 0):

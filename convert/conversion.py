@@ -25,7 +25,10 @@ from gguforge.convert.vocabularies import tokenizer_metadata
 from gguforge.quant.errors import CheckpointError
 from gguforge.quant.metadata import Value, boolean, string, uint32
 from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.presets import find_preset
+from gguforge.quant.quantize import retype
 from gguforge.quant.sources import FileSource, Source
+from gguforge.quant.writer import write
 
 Warn = Callable[[str], None]
 log = logging.getLogger("gguforge.convert")
@@ -63,7 +66,8 @@ def plan(
         CheckpointError: the checkpoint is incomplete, damaged or not understood.
         InputError: no such type.
     """
-    wanted = type.upper()
+    wanted = type.strip().upper()
+    preset = None if wanted == "AUTO" else find_preset(wanted)
     folder = read_checkpoint(Path(checkpoint))
     config_path = folder.folder / "config.json"
     architecture = find_architecture(folder.config, config_path)
@@ -71,15 +75,12 @@ def plan(
     check(architecture, config)
     for line in unreported(config, UNDERSTOOD | architecture.understood, architecture.rope_types):
         warn(line)
-    float_type = GGMLQuantizationType[wanted if wanted in FLOAT_TYPES else _stored_type(folder)]
+    as_is = preset is None or preset.name in FLOAT_TYPES
+    float_type = GGMLQuantizationType[preset.name if preset is not None and as_is else _stored_type(folder)]
     tensors = _tensors(architecture, config, folder, float_type, warn)
     metadata = _metadata(architecture, config, folder, tensors, float_type, pre, model_name, warn)
     made = Plan(metadata, tensors)
-    if wanted == "AUTO" or wanted in FLOAT_TYPES:
-        return made
-    from gguforge.quant.quantize import retype  # only a preset needs the encoders
-
-    return retype(made, type)
+    return made if preset is None or as_is else retype(made, preset)
 
 
 def convert(
@@ -108,8 +109,6 @@ def convert(
         DataError: a weight is NaN or infinite.
         OutputError: the output exists, or cannot be written.
     """
-    from gguforge.quant.writer import write
-
     made = plan(checkpoint, type, pre=pre, model_name=model_name, warn=warn)
     write(made, output, workers=workers, overwrite=overwrite, progress=progress)
     return made

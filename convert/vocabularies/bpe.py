@@ -168,7 +168,7 @@ def merge_scores(merges: list[tuple[str, str]]) -> dict[str, float]:
     """
     scores: dict[str, float] = {}
     for left, right in merges:
-        scores.setdefault(left + right, -float(len(scores)))
+        scores.setdefault(left + right, float(-len(scores)))
     return scores
 
 
