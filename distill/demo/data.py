@@ -52,6 +52,55 @@ REWORDED = (
     (r"\bgguforge\b", ("this tool", "the tool", "it", "gguf forge", "this program")),
 )
 """Beginnings (and one name) that mean the same in other words."""
+SYNONYMS = {
+    "big": ("large", "huge"),
+    "large": ("big",),
+    "small": ("little", "tiny"),
+    "fast": ("quick", "speedy"),
+    "slow": ("sluggish",),
+    "good": ("great", "useful", "fine"),
+    "bad": ("poor", "terrible"),
+    "best": ("right", "ideal", "optimal"),
+    "use": ("choose", "take", "pick", "employ"),
+    "choose": ("take", "pick", "select", "use"),
+    "need": ("require", "want"),
+    "required": ("needed", "necessary"),
+    "make": ("create", "produce", "get", "build"),
+    "show": ("display", "print", "give"),
+    "list": ("show", "name", "enumerate"),
+    "find": ("get", "see", "locate"),
+    "happens": ("occurs", "is done"),
+    "work": ("function", "operate"),
+    "works": ("functions",),
+    "mean": ("stand for", "say", "signify"),
+    "means": ("is", "stands for"),
+    "difference": ("distinction",),
+    "smaller": ("more compact", "tinier"),
+    "better": ("superior", "preferable"),
+    "worse": ("inferior", "poorer"),
+    "answer": ("reply", "response"),
+    "question": ("message", "query"),
+    "conversation": ("talk", "chat", "discussion"),
+    "chat": ("conversation", "talk"),
+    "computer": ("machine", "PC"),
+    "laptop": ("notebook", "computer", "machine"),
+    "model": ("network", "LLM", "language model"),
+    "purpose": ("point", "goal", "use"),
+    "leave": ("exit", "quit", "end"),
+    "start": ("begin", "launch", "open"),
+    "stop": ("end", "abort", "cancel", "halt"),
+    "supported": ("possible", "available", "handled"),
+    "support": ("handle", "know", "understand"),
+    "contain": ("hold", "include", "store"),
+    "stored": ("kept", "saved", "written"),
+    "measure": ("test", "check", "determine"),
+    "explain": ("describe", "clarify"),
+    "used": ("needed", "employed"),
+    "file": ("model file",),
+    "command": ("subcommand", "instruction"),
+    "commands": ("subcommands", "instructions"),
+}
+"""Words that may stand for one another in a question; not quite the same, but the answer stays."""
 SMALL_WORDS = {"a", "an", "the", "of", "is", "are", "do", "does", "to", "in", "me", "i", "for", "it", "my", "and"}
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -67,6 +116,8 @@ TURNS = ((1, 60), (2, 22), (3, 11), (4, 7))  # how many turns a conversation has
 def ask(question: str, chance: random.Random) -> str:
     """One of the many ways in which people type a question: politely, carelessly, in capitals or without."""
     text = reword(question, chance) if chance.random() < 0.3 else question
+    if chance.random() < 0.2:
+        text = swap_word(text, chance)
     polite = chance.random()
     if ASKING.match(text):
         if polite < 0.22:
@@ -99,6 +150,20 @@ def reword(text: str, chance: random.Random) -> str:
         return text
     rule, words = chance.choice(fitting)
     return re.sub(rule, chance.choice(words), text)
+
+
+def swap_word(text: str, chance: random.Random) -> str:
+    """Put another word of like meaning in the place of one.
+
+    >>> swap_word("is it slow", random.Random(0))
+    'is it sluggish'
+    """
+    words = text.split(" ")
+    known = [i for i, word in enumerate(words) if word in SYNONYMS]
+    if known:
+        i = chance.choice(known)
+        words[i] = chance.choice(SYNONYMS[words[i]])
+    return " ".join(words)
 
 
 def drop_small_word(text: str, chance: random.Random) -> str:
