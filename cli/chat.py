@@ -34,18 +34,12 @@ Examples:
 @click.option("--threads", type=click.IntRange(1, 512), help="Threads.  [default: physical cores]")
 @click.option("--temperature", type=click.FloatRange(0, 100), help="0 takes the most likely token.")
 @click.option("--top-k", type=click.IntRange(min=0), help="Only the K most likely tokens; 0 for all.")
-@click.option(
-    "--top-p", type=click.FloatRange(0, 1), help="Only the most likely tokens that reach this probability."
-)
+@click.option("--top-p", type=click.FloatRange(0, 1), help="Only the most likely tokens that reach this probability.")
 @click.option("--min-p", type=click.FloatRange(0, 1), help="Only tokens this likely relative to the best.")
-@click.option(
-    "--repeat-penalty", type=click.FloatRange(0.01, 100), help="Above 1: recent tokens become less likely."
-)
+@click.option("--repeat-penalty", type=click.FloatRange(0.01, 100), help="Above 1: recent tokens become less likely.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="Makes an answer repeatable.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of an answer.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="With a prompt: print the answer and its figures as JSON."
-)
+@click.option("--json", "as_json", is_flag=True, help="With a prompt: print the answer and its figures as JSON.")
 @click.option("--verbose", is_flag=True, help="Show what llama.cpp says.")
 def command(
     model: str,
@@ -78,9 +72,7 @@ def command(
         for key in unsupported_settings(engine.file.metadata):
             click.echo(f"note: the file asks for {key}, which is not supported here.", err=True)
         settings = Sampling.from_metadata(engine.file.metadata).changed(**sampling)
-        with ChatSession(
-            engine, system=system, sampling=settings, max_tokens=max_tokens, notice=_remark
-        ) as session:
+        with ChatSession(engine, system=system, sampling=settings, max_tokens=max_tokens, notice=_remark) as session:
             code = run_chat(session) if text is None else _answer(session, text, as_json)
     click.get_current_context().exit(code)
 

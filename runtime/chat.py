@@ -138,12 +138,20 @@ class ChatSession:
                     if piece:
                         began = True
                         yield piece
-            if self.stats.stop != "context" or not self.turns:
+            if self.stats.stop != "context" or not self._make_room(text, prompt, len(generated)):
                 break
-            self._drop_oldest()
-            prompt[:] = self._whole(text)
         if rest := detokenizer.finish():
             yield rest
+
+    def _make_room(self, text: str, prompt: list[int], answered: int) -> bool:
+        """Drop oldest turns until a quarter of the context is free; whether an answer of so many tokens can go on."""
+        context = self.engine.context
+        if not self.turns:
+            return False
+        while self.turns and len(prompt) + answered > context - context // 4:
+            self._drop_oldest()
+            prompt[:] = self._whole(text)
+        return len(prompt) + answered <= context
 
     def _prompt(self, text: str) -> list[int]:
         """Tokens up to where the answer begins; oldest turns are dropped until they fit."""
@@ -212,6 +220,8 @@ class ChatSession:
         if not generated and self.stats.stop == "interrupted":
             return  # stopped while it was still reading: nothing was said
         turn.cut = self.stats.stop != "end"
+        if self._history is None:
+            turn.history_before = None  # turns were dropped in the middle of the answer
         turn.thoughts, turn.answer = _split_thoughts(text) if self.has_template else ("", text)
         self.turns.append(turn)
         self._history = prompt + generated

@@ -171,13 +171,12 @@ class Chat:
         self._remarks.flush()
 
     def _handle(self, text: str) -> None:
-        stripped = text.strip()
-        if not stripped:
+        if not text.strip():
             return
-        if not stripped.startswith("/"):
+        if not text.startswith("/"):
             self._answer(lambda: self._session.ask(text))
             return
-        name, _, rest = stripped.partition(" ")
+        name, _, rest = text.strip().partition(" ")
         command = COMMANDS.get(name)
         if command is None:
             known = " ".join(COMMANDS)

@@ -37,7 +37,12 @@ TEMPLATES = {
         "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     ),
 }
-TALK = [Message("system", " Be kind.\n"), Message("user", "  Hi? \n\nBye"), Message("assistant", "Élan 日本"), Message("user", "a  b")]
+TALK = [
+    Message("system", " Be kind.\n"),
+    Message("user", "  Hi? \n\nBye"),
+    Message("assistant", "Élan 日本"),
+    Message("user", "a  b"),
+]
 
 
 def prompter(vocabulary: Vocabulary, template: str) -> Prompter:
@@ -84,7 +89,12 @@ def test_honest_text_is_tokenized_as_llama_cpp_does(tiny: Engine, name: str) -> 
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["<|im_", "end|>", "<", "s>", "</", "think>", " ", "\n", "é", "\U000f0000", "[INST", "]"]), max_size=8))
+@given(
+    st.lists(
+        st.sampled_from(["<|im_", "end|>", "<", "s>", "</", "think>", " ", "\n", "é", "\U000f0000", "[INST", "]"]),
+        max_size=8,
+    )
+)
 def test_shreds_of_specials_stay_text(tiny: Engine, shreds: list[str]) -> None:
     vocabulary, text = tiny.vocabulary, "".join(shreds)
     make = prompter(vocabulary, CHATML)

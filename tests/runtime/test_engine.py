@@ -1,0 +1,162 @@
+"""The loop: what is evaluated, what stops it, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import write_tiny_model
+
+from gguforge.quant.errors import EngineError, GGUFError
+from gguforge.runtime import engine as engine_module
+from gguforge.runtime.engine import Engine, Stats
+from gguforge.runtime.sampling import GREEDY
+from gguforge.runtime.vocabulary import Detokenizer
+
+
+def run(engine: Engine, prompt: list[int], limit: int = 8) -> tuple[list[int], Stats]:
+    sampler, stats = engine.sampler(GREEDY), Stats()
+    tokens = list(engine.generate(prompt, sampler, stats, limit))
+    sampler.close()
+    return tokens, stats
+
+
+def test_only_what_differs_is_evaluated_and_the_result_is_the_same(randomized: Engine, random_path: Path) -> None:
+    prompt = list(range(300, 340))
+    first, _ = run(randomized, prompt)
+    longer = prompt + first + [310, 320]
+    second, stats = run(randomized, longer)
+    assert (stats.prompt_tokens, stats.evaluated_tokens) == (50, 3)  # the last token of `first` was never evaluated
+    branch, stats = run(randomized, [*prompt[:20], 333, 334])
+    assert stats.evaluated_tokens == 2
+    with Engine.open(random_path, threads=1) as fresh:
+        assert run(fresh, longer)[0] == second
+    with Engine.open(random_path, threads=1) as fresh:
+        assert run(fresh, [*prompt[:20], 333, 334])[0] == branch
+
+
+def test_the_same_prompt_again_costs_one_token(randomized: Engine) -> None:
+    first, _ = run(randomized, [1, 300, 301])
+    again, stats = run(randomized, [1, 300, 301])
+    assert (again, stats.evaluated_tokens) == (first, 1)
+
+
+def test_prompts_longer_than_a_batch(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.gguf", random=True, context=2048)
+    prompt = [300 + place % 50 for place in range(1500)]
+    with Engine.open(path, threads=1) as engine:
+        whole, stats = run(engine, prompt)
+        assert stats.evaluated_tokens == 1500
+    with Engine.open(path, threads=1) as engine:
+        run(engine, prompt[:700], limit=1)
+        assert run(engine, prompt)[0] == whole
+
+
+def test_stops(tiny: Engine, endless_path: Path) -> None:
+    prompt = tiny.vocabulary.with_bos(tiny.vocabulary.tokenize_plain("\n"))
+    assert run(tiny, prompt, limit=99)[1].stop == "end"
+    assert run(tiny, prompt, limit=2)[1].stop == "length"
+    with Engine.open(endless_path, context=256, threads=1) as engine:
+        tokens, stats = run(engine, prompt, limit=9999)
+        assert stats.stop == "context"
+        assert len(prompt) + len(tokens) == 256 + 1  # the last one needs no place
+
+
+def test_interrupt_between_tokens_keeps_what_is_there(endless_path: Path) -> None:
+    with Engine.open(endless_path, threads=1) as engine:
+        sampler, stats, seen = engine.sampler(GREEDY), Stats(), []
+        for token in engine.generate([1, 300], sampler, stats):
+            seen.append(token)
+            if len(seen) == 5:
+                engine.interrupt()
+        sampler.close()
+        assert (len(seen), stats.stop) == (5, "interrupted")
+
+
+def test_interrupt_inside_prompt_processing_keeps_the_finished_part(random_path: Path) -> None:
+    with Engine.open(random_path, context=8192, threads=1) as engine:
+        calls = 0
+
+        def stop_at_the_60th_node(_: object) -> bool:
+            nonlocal calls
+            calls += 1
+            if calls == 60:
+                engine.interrupt()
+            return engine._interrupted
+
+        engine._abort = engine._llama.ggml_abort_callback(stop_at_the_60th_node)
+        prompt = [1, *([300, 301, 302] * 2000)]
+        tokens, stats = run(engine, prompt)
+        assert (tokens, stats.stop) == ([], "interrupted")
+        assert calls < 100
+        assert engine.tokens_held == stats.evaluated_tokens < 6001
+        engine.resume()
+        assert run(engine, prompt, limit=1)[1].stop == "length"
+
+
+def test_text_comes_by_whole_characters_and_wrong_bytes_do_not_stall(tiny: Engine) -> None:
+    names = ["<0xC3>", "<0xA9>", "a", "<0xFF>", "b", "<0xE6>", "<0x97>", "c", "<0xF0>"]
+    tokens = [tiny.vocabulary._call("\n")[-1] - 10 + int(n[3:5], 16) if n[0] == "<" else None for n in names]
+    letters = {letter: tiny.vocabulary.tokenize_plain(letter, continues=True)[0] for letter in "abc"}
+    detokenizer = Detokenizer(tiny.vocabulary)
+    pieces = [detokenizer.push(letters[n] if t is None else t) for n, t in zip(names, tokens, strict=True)]
+    assert pieces == ["", "é", "a", "\ufffd", "b", "", "", "\ufffdc", ""]
+    assert detokenizer.finish() == "\ufffd"
+
+
+def test_unknown_architecture(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "m.gguf", architecture="fancynet")
+    with pytest.raises(EngineError, match="does not know the architecture 'fancynet'"):
+        Engine.open(path)
+
+
+def test_damage_is_told_before_llama_cpp_sees_it(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
+    data = tiny_path.read_bytes()
+    for size in (0, 4, 100, 5000, len(data) - 1):
+        path = tmp_path / f"{size}.gguf"
+        path.write_bytes(data[:size])
+        with pytest.raises(GGUFError):
+            Engine.open(path)
+
+
+def test_tokenizer_lists_must_match(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
+    data = tiny_path.read_bytes()
+    path = tmp_path / "m.gguf"
+    path.write_bytes(
+        data.replace(b"tokenizer.ggml.scores\x09\0\0\0\x06\0\0\0", b"tokenizer.ggml.scores\x09\0\0\0\x05\0\0\0")
+    )
+    with pytest.raises(GGUFError, match=r"scores is not a list of float"):
+        Engine.open(path)
+
+
+def test_missing_part_of_a_split_model(tmp_path: Path) -> None:
+    first = write_tiny_model(tmp_path / "m-00001-of-00002.gguf", extra={"split.count": 2})
+    with pytest.raises((GGUFError, OSError), match="00002-of-00002"):
+        Engine.open(first)
+    alone = write_tiny_model(tmp_path / "m.gguf", extra={"split.count": 2})
+    with pytest.raises(GGUFError, match="one part of a split model"):
+        Engine.open(alone)
+
+
+def test_llama_cpp_failures_are_our_error(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda *_: -3) if name == "llama_decode" else getattr(real, name)
+
+    real = tiny._llama
+    monkeypatch.setattr(tiny, "_llama", Failing())
+    with pytest.raises(EngineError, match="code -3"):
+        run(tiny, [1, 2, 3])
+    monkeypatch.undo()
+    assert run(tiny, [1, 2, 3], limit=1)[1].evaluated_tokens == 3
+
+
+def test_close_twice(tiny_path: Path) -> None:
+    engine = Engine.open(tiny_path)
+    engine.close()
+    engine.close()
