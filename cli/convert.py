@@ -81,7 +81,8 @@ def file_type_name(plan: Plan) -> str:
 
     number = plan.metadata["general.file_type"].value
     assert isinstance(number, int)
-    return LlamaFileType(number).name.removeprefix("ALL_").removeprefix("MOSTLY_")
+    name: str = LlamaFileType(number).name
+    return name.removeprefix("ALL_").removeprefix("MOSTLY_")
 
 
 def needs(plan: Plan, output: str, workers: int | None) -> dict[str, Any]:

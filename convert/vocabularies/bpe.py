@@ -103,13 +103,14 @@ def _added_tokens(tokenizer: Json, vocabulary: dict[str, int], checkpoint: Check
         ids[text] = i
         tokens[i] = AddedToken(text, special, tokens[i].normalized if i in tokens else False)
 
-    for _, text, special in sorted(added_tokens(config)):
-        add(text, special)
     listed = config.get("additional_special_tokens")
     named = [content(config.get(name)) for name in SPECIAL_NAMES]
     named += [content(entry) for entry in listed] if isinstance(listed, list) else []
+    own = [(i, token.text, token.special) for i, token in tokens.items()]
+    for _, text, special in sorted(added_tokens(config) if "added_tokens_decoder" in config else own):
+        add(text, special or text in named)
     for name in named:
-        if name is not None and (name not in ids or not tokens[ids[name]].special):
+        if name is not None and name not in ids:
             add(name, special=True)
     return tokens
 

@@ -157,17 +157,21 @@ def _special(part: Json) -> str | None:
 
 
 def _read_first(roles: _Roles, first: str, has_config: bool, warn: Warn) -> None:
-    if has_config and first not in (roles.names.get("bos"), roles.names.get("cls")):
+    if not has_config:
+        roles.names["bos"] = first
+    elif first not in (roles.names.get("bos"), roles.names.get("cls")):
         roles.names.setdefault("bos", first)
         roles.names.setdefault("cls", first)
-    roles.flags["bos"] = not has_config or first in (roles.names.get("bos"), roles.names.get("cls"))
+    roles.flags["bos"] = first in (roles.names.get("bos"), roles.names.get("cls"))
     if not roles.flags["bos"]:
         warn(f"tokenizer.json begins every text with {first[:40]!r}, which is not the bos token; llama.cpp will not")
 
 
 def _read_last(roles: _Roles, last: str, has_config: bool) -> None:
     """The template's last token is the eos; the eos named until now ends a turn or a message."""
-    if has_config and last != roles.names.get("eos"):
+    if not has_config:
+        roles.names["eos"] = last
+    elif last != roles.names.get("eos"):
         role = next((role for role in ("eot", "eom") if role not in roles.extra), None)
         if role is not None:
             roles.extra.append(role)
