@@ -65,7 +65,7 @@ class StandIns:
 
     def _fresh(self, character: int) -> int:
         """A stand-in of its own; after 131,068 of them the common one, or for harmless characters none."""
-        code = next(self._free, None)
+        code: int | None = next(self._free, None)
         if code is None:
             return self._hidden.get(character, character)
         self.plain[code] = character

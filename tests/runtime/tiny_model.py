@@ -8,6 +8,7 @@ model has real attention and is for comparing computations, not for reading.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -97,7 +98,7 @@ def _tensors(tokens: list[str], answer: Sequence[str], endless: bool, random: bo
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     output = weights(len(tokens), 0.0)
     steps = [NEWLINE, *answer, answer[0] if endless else "<|im_end|>"]
-    for last, following in zip(steps, steps[1:], strict=False):
+    for last, following in pairwise(steps):
         output[tokens.index(following)] += 4 * embedding[tokens.index(last)]
     scale = 1.0 if random else 0.0
     result = {"token_embd.weight": embedding, "output_norm.weight": np.ones(DIMENSION, np.float32)}
