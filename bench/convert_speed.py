@@ -2,9 +2,9 @@
 
     python bench/convert_speed.py --reference path/to/llama.cpp/convert_hf_to_gguf.py [--python PYTHON] [--gigabytes 3]
 
-Linux only (memory is read from /proc). The three take turns in one run; each round's output is removed. `cp` is timed with
-the fsync that the others' outputs get or lack as noted. Memory is the peak of the whole process tree, shared pages counted
-once (PSS), sampled every 20 ms. Prints a Markdown table of medians.
+Linux only (memory is read from /proc). All take turns in one run; each round's output is removed. Ours ends with an
+fsync, which `cp` and the reference leave out, hence the second line of `cp`. Memory is the peak of the whole process
+tree, shared pages counted once (PSS), sampled every 20 ms. Prints a Markdown table of medians.
 """
 
 from __future__ import annotations
@@ -158,9 +158,8 @@ def main() -> None:
                 runs[name].append(measure(command))
                 subprocess.run(["rm", "-rf", str(output)], check=True)
         total = sum(Path(shard).stat().st_size for shard in shards)
-    print(
-        f"{total / 1e9:.2f} GB of bf16 in {len(shards)} shards, median of {arguments.rounds} rounds, {os.cpu_count()} cores\n"
-    )
+    head = f"{total / 1e9:.2f} GB of bf16 in {len(shards)} shards, median of {arguments.rounds} rounds"
+    print(f"{head}, {os.cpu_count()} cores\n")
     print_table(runs)
 
 

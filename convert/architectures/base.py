@@ -78,6 +78,8 @@ UNDERSTOOD = frozenset(
 def dimensions(config: Config) -> dict[str, int]:
     """The sizes that tables of tensors are written in."""
     heads, kv_heads, head = config.count("num_attention_heads"), config.kv_heads, config.head_dim
+    if head % 2:
+        raise config.wrong("head_dim", "an even number, for the rotary embedding", head)
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
     return {

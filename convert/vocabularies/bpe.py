@@ -68,7 +68,7 @@ def read_bpe(checkpoint: Checkpoint) -> BPE:
         found = model.get("type") if isinstance(model, dict) else None
         raise CheckpointError("the tokenizer's model cannot be converted", path=path, expected="BPE", found=found)
     vocabulary = model.get("vocab")
-    if not isinstance(vocabulary, dict) or not all(type(i) is int and i >= 0 for i in vocabulary.values()):
+    if not isinstance(vocabulary, dict) or not all(map(_is_id, vocabulary.values())):
         raise CheckpointError("vocab is no table of ids", path=path)
     merges = [_pair(merge) for merge in model.get("merges") or []]
     if None in merges:
@@ -77,6 +77,10 @@ def read_bpe(checkpoint: Checkpoint) -> BPE:
         )
     added = _added_tokens(tokenizer, vocabulary, checkpoint)
     return BPE(tokenizer, vocabulary, [merge for merge in merges if merge is not None], added)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def _pair(merge: object) -> tuple[str, str] | None:
@@ -90,10 +94,14 @@ def _added_tokens(tokenizer: Json, vocabulary: dict[str, int], checkpoint: Check
     """Added tokens by id: tokenizer.json's, changed and extended by tokenizer_config.json's, as transformers does."""
     tokens: dict[int, AddedToken] = {}
     for entry in tokenizer.get("added_tokens") or []:
-        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and type(entry.get("id")) is int:
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and _is_id(entry.get("id")):
             special = entry.get("special") is True
             tokens[entry["id"]] = AddedToken(entry["content"], special, entry.get("normalized", not special) is True)
     config = checkpoint.object("tokenizer_config.json")
+    if (
+        "added_tokens_decoder" not in config
+    ):  # an old checkpoint: its special tokens may be named in a file of their own
+        config = checkpoint.object("special_tokens_map.json") | {key: entry for key, entry in config.items() if entry}
     ids = {token.text: i for i, token in tokens.items()}
 
     def add(text: str, special: bool) -> None:

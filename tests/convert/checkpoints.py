@@ -1,7 +1,7 @@
 """Tiny checkpoints made from nothing but NumPy: the inputs of the golden tests and of the attacks.
 
-Everything is deterministic down to the bit (weights come from integer hashing, not from a random generator), so that the
-manifests in golden.json, made once with llama.cpp's converter by make_goldens.py, stay true on every machine.
+Everything is deterministic down to the bit (weights come from integer hashing, not from a random generator), so that
+the manifests in golden.json, made once with llama.cpp's converter by make_goldens.py, stay true on every machine.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def like(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 MISTRAL = like(LLAMA, architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=4096)
-QWEN2 = like(LLAMA, architectures=["Qwen2ForCausalLM"], model_type="qwen2", use_sliding_window=False, rope_theta=1000000.0)
+QWEN2 = like(
+    LLAMA, architectures=["Qwen2ForCausalLM"], model_type="qwen2", use_sliding_window=False, rope_theta=1000000.0
+)
 QWEN3 = like(LLAMA, architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=32, attention_bias=False)
 SMALL_K = like(LLAMA, hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2)
 
@@ -90,7 +93,9 @@ def build(case: Case, parent: Path) -> Path:
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
-            path.write_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), "utf-8", newline="\n")
+            path.write_text(
+                content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), "utf-8", newline="\n"
+            )
     write_shards(folder, {name: weights(name, shape, case.dtype) for name, shape in shapes(case).items()}, case.shards)
     return folder
 
@@ -110,7 +115,8 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
             "input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,),
             "self_attn.q_proj.weight": (q, hidden), "self_attn.k_proj.weight": (kv, hidden),
             "self_attn.v_proj.weight": (kv, hidden), "self_attn.o_proj.weight": (hidden, q),
-            "mlp.gate_proj.weight": (ffn, hidden), "mlp.up_proj.weight": (ffn, hidden), "mlp.down_proj.weight": (hidden, ffn),
+            "mlp.gate_proj.weight": (ffn, hidden), "mlp.up_proj.weight": (ffn, hidden),
+            "mlp.down_proj.weight": (hidden, ffn),
         }  # fmt: skip
         if family == "qwen2" or c.get("attention_bias"):
             layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
@@ -128,7 +134,9 @@ def weights(name: str, shape: tuple[int, ...], dtype: str) -> tuple[str, tuple[i
     """Numbers between -0.5 and 0.5 (norms around 1), from hashing the tensor's name and the element's position."""
     count = int(np.prod(shape))
     seed = np.uint64(zlib.crc32(name.encode()))
-    hashed = (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) + seed * np.uint64(40503)) * np.uint64(0x9E3779B97F4A7C15)
+    hashed = (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) + seed * np.uint64(40503)) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
     numbers = (hashed >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24) - np.float32(0.5)
     if name.endswith("norm.weight"):
         numbers += np.float32(1)
@@ -176,7 +184,7 @@ def learn_merges(symbols: list[list[str]], count: int) -> list[tuple[str, str]]:
     for _ in range(count):
         pairs: dict[tuple[str, str], int] = {}
         for word in symbols:
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 pairs[pair] = pairs.get(pair, 0) + 1
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
@@ -200,7 +208,9 @@ def _spm_symbols() -> list[list[str]]:
 
 def spm_pieces() -> list[tuple[str, float, int]]:
     """Text, score and type of every piece: specials, bytes, merged pieces, single characters."""
-    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)] + [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)] + [
+        (f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)
+    ]
     texts = list(dict.fromkeys(left + right for left, right in learn_merges(_spm_symbols(), 20)))
     texts += sorted({c for word in _spm_symbols() for c in word})
     return pieces + [(text, -float(i), 1) for i, text in enumerate(texts)]
@@ -252,8 +262,8 @@ def _byte_fallback(case: Case) -> dict[str, Any]:
         "post_processor": {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, start, b],
                            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
         "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
         "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
                   "vocab": vocabulary, "merges": [f"{a} {b}" for a, b in learn_merges(_spm_symbols(), 20)]},
@@ -277,7 +287,8 @@ def _byte_level(case: Case) -> dict[str, Any]:
         "post_processor": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-                  "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": case.pre == "llama-bpe",
+                  "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,
+                  "ignore_merges": case.pre == "llama-bpe",
                   "vocab": {text: i for i, text in enumerate(texts)}, "merges": [[a, b] for a, b in merges]},
     }  # fmt: skip
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>",
@@ -317,7 +328,8 @@ LLAMA3_BOS = {"type": "Sequence", "processors": [
      "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
      "pair": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
               {"SpecialToken": {"id": "<|endoftext|>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
-     "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [296], "tokens": ["<|endoftext|>"]}}}]}  # fmt: skip
+     "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [296], "tokens": ["<|endoftext|>"]}}},
+]}  # fmt: skip
 
 
 def _tokenizer(pre: str, **changes: Any) -> dict[str, Any]:
@@ -342,9 +354,14 @@ version: v9
 ---
 # A model card
 """
-ADDED = {"300": ("<|im_start|>", True), "301": ("<tool_call>", False), "302": ("\u2581two\u2581words", False), "2": ("</s>", True)}
-DECODER = {key: {"content": text, "special": special, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
-           for key, (text, special) in ADDED.items()}  # fmt: skip
+ADDED = {
+    "300": ("<|im_start|>", True),
+    "301": ("<tool_call>", False),
+    "302": ("\u2581two\u2581words", False),
+    "2": ("</s>", True),
+}
+FLAGS = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+DECODER = {key: {"content": text, "special": special, **FLAGS} for key, (text, special) in ADDED.items()}
 SPM_CONFIG = _sentencepiece(Case(LLAMA))["tokenizer_config.json"]
 
 CASES: dict[str, Case] = {
@@ -369,29 +386,54 @@ CASES: dict[str, Case] = {
     "llama-yarn": Case(
         like(
             LLAMA,
-            rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32.0,
-                          "beta_slow": 1.0, "attention_factor": 0.9},
+            rope_scaling={
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "attention_factor": 0.9,
+            },
         )
-    ),  # fmt: skip
+    ),
     "llama-sparse-config": Case(
-        like(LLAMA, max_position_embeddings=None, rms_norm_eps=None, rope_theta=None, hidden_act=None, bos_token_id=None)
+        like(
+            LLAMA, max_position_embeddings=None, rms_norm_eps=None, rope_theta=None, hidden_act=None, bos_token_id=None
+        )
     ),
     "llama-added-tokens": Case(
-        LLAMA, files={"tokenizer_config.json": {**SPM_CONFIG, "added_tokens_decoder": DECODER, "add_prefix_space": False}}
+        LLAMA,
+        files={"tokenizer_config.json": {**SPM_CONFIG, "added_tokens_decoder": DECODER, "add_prefix_space": False}},
     ),
     "llama-added-tokens-file": Case(LLAMA, files={"added_tokens.json": {"<extra>": 310, "<beyond>": 999}}),
     "llama-card": Case(LLAMA, files={"README.md": CARD}),
     "llama-name-or-path": Case(like(LLAMA, _name_or_path="example-org/My-Model-2-7b-chat"), folder="checkpoint"),
     "llama-plain-name": Case(LLAMA, folder="some model here"),
     "llama-sampling": Case(
-        LLAMA, files={"generation_config.json": {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05,
-                                                 "min_p": 0.05, "eos_token_id": [2, 5]}}
-    ),  # fmt: skip
+        LLAMA,
+        files={
+            "generation_config.json": {
+                "temperature": 0.6,
+                "top_p": 0.95,
+                "top_k": 20,
+                "repetition_penalty": 1.05,
+                "min_p": 0.05,
+                "eos_token_id": [2, 5],
+            }
+        },
+    ),
     "llama-templates": Case(
         LLAMA,
-        files={"tokenizer_config.json": {**SPM_CONFIG, "chat_template": [
-            {"name": "default", "template": TEMPLATE}, {"name": "tool-use", "template": "{{ tools }}"}]}},
-    ),  # fmt: skip
+        files={
+            "tokenizer_config.json": {
+                **SPM_CONFIG,
+                "chat_template": [
+                    {"name": "default", "template": TEMPLATE},
+                    {"name": "tool-use", "template": "{{ tools }}"},
+                ],
+            }
+        },
+    ),
     "llama-jinja": Case(LLAMA, files={"chat_template.jinja": TEMPLATE + "\u00e9"}),
     "llama-byte-fallback": Case(like(LLAMA, vocab_size=len(spm_pieces())), tokenizer="byte_fallback"),
     "llama-byte-level": Case(LLAMA, tokenizer="byte_level"),
@@ -403,10 +445,15 @@ CASES: dict[str, Case] = {
     "mistral-null-window": Case(MISTRAL | {"sliding_window": None, "head_dim": 32}, dtype="F16"),
     "qwen2": Case(QWEN2, tokenizer="byte_level", pre="qwen2"),
     "qwen2-yarn-tied": Case(
-        like(QWEN2, tie_word_embeddings=True,
-             rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}),
-        tokenizer="byte_level", pre="qwen2", shards=2,
-    ),  # fmt: skip
+        like(
+            QWEN2,
+            tie_word_embeddings=True,
+            rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+        ),
+        tokenizer="byte_level",
+        pre="qwen2",
+        shards=2,
+    ),
     "qwen3": Case(QWEN3, tokenizer="byte_level", pre="qwen2"),
     "qwen3-tied-f16": Case(like(QWEN3, tie_word_embeddings=True), tokenizer="byte_level", pre="qwen2", dtype="F16"),
 }

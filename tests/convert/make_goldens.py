@@ -1,8 +1,8 @@
 """Makes golden.json: what llama.cpp's converter writes for every case of checkpoints.py.
 
-Needs llama.cpp's source (it comes in the llama-cpp-python source distribution under vendor/llama.cpp) and its converter's
-requirements (torch, transformers); the tests themselves need neither. The one thing changed in the converter is the name of
-the pre-tokenizer: it is looked up by a hash of token ids, which tiny vocabularies do not have.
+Needs llama.cpp's source (it comes in the llama-cpp-python source distribution under vendor/llama.cpp) and its
+converter's requirements (torch, transformers); the tests themselves need neither. The one thing changed in the
+converter is the name of the pre-tokenizer: it is looked up by a hash of token ids, which tiny vocabularies do not have.
 
     python tests/convert/make_goldens.py path/to/llama.cpp [--keep FOLDER]
 """
@@ -15,7 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
 
 GOLDEN = Path(__file__).with_name("golden.json")
 

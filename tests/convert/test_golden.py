@@ -1,4 +1,4 @@
-"""Every case of checkpoints.py against what llama.cpp's converter wrote for it (golden.json, made by make_goldens.py)."""
+"""Every case of checkpoints.py against what llama.cpp's converter wrote for it: golden.json, by make_goldens.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from gguforge.convert import convert
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text("utf-8"))
 
 DIFFERENT = {
-    "llama-byte-fallback": {"tokenizer.ggml.scores"},  # ours are merge ranks; the converter writes -1000 for every token
+    "llama-byte-fallback": {
+        "tokenizer.ggml.scores"
+    },  # ours are merge ranks; the converter writes -1000 for every token
 }
 """Metadata whose value differs on purpose; see docs/convert.md."""
 
