@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gguf.constants import GGUFValueType
+from gguforge.quant.constants import GGUFValueType
 
 Scalar = bool | int | float | str
 

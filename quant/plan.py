@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
+from gguforge.quant.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguforge.quant.metadata import Value, pack_string
 from gguforge.quant.sources import Source
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum, auto
 
-from gguf.constants import GGML_QUANT_SIZES, LlamaFileType
-from gguf.constants import GGMLQuantizationType as T
-
+from gguforge.quant.constants import GGML_QUANT_SIZES, LlamaFileType
+from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.errors import InputError
 from gguforge.quant.metadata import Value
 

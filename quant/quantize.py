@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, Keys
-
+from gguforge.quant.constants import GGML_QUANT_VERSION, GGMLQuantizationType, Keys
 from gguforge.quant.errors import InputError
 from gguforge.quant.metadata import Value, uint32
 from gguforge.quant.plan import Plan, TensorPlan

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-
+from gguforge.quant.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguforge.quant.errors import GGUFError
 from gguforge.quant.metadata import STRUCT_CODES, Scalar, Value
 from gguforge.quant.plan import DEFAULT_ALIGNMENT, MAGIC, padded

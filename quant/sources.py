@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from gguforge.quant.blocks import decode
+from gguforge.quant.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguforge.quant.errors import InputError
 
 Bytes = NDArray[np.uint8]

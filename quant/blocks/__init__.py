@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from gguf.constants import GGMLQuantizationType
-
 from gguforge.quant.blocks import floats, kquants, legacy
 from gguforge.quant.blocks.base import REGISTRY, Block, Bytes, Floats
+from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.errors import InputError
 
 __all__ = ["REGISTRY", "Block", "block_type", "decode", "encode", "floats", "kquants", "legacy"]

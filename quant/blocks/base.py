@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import DTypeLike, NDArray
+
+from gguforge.quant.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -36,10 +37,10 @@ class Block:
     type: ClassVar[GGMLQuantizationType]
     size: ClassVar[int]
     layout: ClassVar[np.dtype[np.void]]
-    tile: ClassVar[int] = 4096
+    tile: ClassVar[int] = 512
 
     def __init_subclass__(
-        cls, *, type: GGMLQuantizationType, size: int, tile: int = 4096, **fields: DTypeLike | tuple[str, int]
+        cls, *, type: GGMLQuantizationType, size: int, tile: int = 512, **fields: DTypeLike | tuple[str, int]
     ) -> None:
         assert type not in REGISTRY, f"{type.name} is declared twice"
         cls.type, cls.size, cls.tile = type, size, tile

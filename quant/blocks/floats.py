@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType as T
 
 from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2
+from gguforge.quant.constants import GGMLQuantizationType as T
 
 TILE = 1 << 16
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
 from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, i1, u1, u4
+from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search import f32
 
 SIZE = 32
