@@ -132,6 +132,7 @@ def _figures(session: ChatSession) -> dict[str, Any]:
         "thoughts": turn.thoughts if turn else "",
         "stop": stats.stop,
         "prompt_tokens": stats.prompt_tokens,
+        "evaluated_tokens": stats.evaluated_tokens,
         "generated_tokens": stats.generated_tokens,
         "first_token_seconds": round(stats.first_token_seconds, 4),
         "tokens_per_second": round(stats.tokens_per_second, 2),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from typing import Any, Self
 
 from gguf.constants import LlamaFileType
 
-from gguforge.quant.errors import EngineError, GGUFError
+from gguforge.quant.errors import EngineError
 from gguforge.quant.reader import GGUFFile, read_gguf
+from gguforge.runtime.checks import check_runnable
 from gguforge.runtime.fit import choose_context
 from gguforge.runtime.library import LOG, library, load_model, new_context
 from gguforge.runtime.machine import available_memory, physical_cores
@@ -288,47 +288,6 @@ def _type_name(file: GGUFFile) -> str:
     for tensor in file.tensors:
         sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
     return max(sizes, key=lambda name: sizes[name], default="")
-
-
-def check_runnable(file: GGUFFile) -> None:
-    """Refuse what llama.cpp would abort the whole process on, and missing parts of a split model.
-
-    Raises:
-        GGUFError: there are no weights, the tokenizer's lists do not match, or a part is missing or damaged.
-    """
-    if not file.tensors:
-        raise GGUFError("holds no weights, only a vocabulary or metadata", path=file.path)
-    _check_tokenizer(file)
-    count = file.metadata.get("split.count")
-    if count is None or not isinstance(count.value, int) or count.value < 2:
-        return
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", file.path.name)
-    if not match or int(match[3]) != count.value or int(match[2]) != 1:
-        raise GGUFError(
-            "is one part of a split model",
-            path=file.path,
-            remedy="Give the first part, named like x-00001-of-00003.gguf.",
-        )
-    for number in range(2, count.value + 1):
-        read_gguf(file.path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.gguf"))
-
-
-def _check_tokenizer(file: GGUFFile) -> None:
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
-    if tokens is None:
-        raise GGUFError("has no tokenizer", path=file.path, expected="the metadata key tokenizer.ggml.tokens")
-    if not isinstance(tokens.value, list) or not all(isinstance(text, str) for text in tokens.value):
-        raise GGUFError("tokenizer.ggml.tokens is not a list of strings", path=file.path)
-    for name, kind in (("scores", float), ("token_type", int)):
-        entry = file.metadata.get(f"tokenizer.ggml.{name}")
-        if entry is None:
-            continue
-        if not isinstance(entry.value, list) or not all(type(item) is kind for item in entry.value):
-            raise GGUFError(f"tokenizer.ggml.{name} is not a list of {kind.__name__}", path=file.path)
-        if len(entry.value) != len(tokens.value):
-            raise GGUFError(
-                f"tokenizer.ggml.{name} does not match the tokens", path=file.path, expected=len(tokens.value), found=len(entry.value)
-            )  # fmt: skip
 
 
 def _check_generates(llama: Any, model: Any, path: Path) -> None:

@@ -27,9 +27,21 @@ class Flags:
         self.interrupted = False
         self.terminated = False
 
+    @property
+    def came(self) -> bool:
+        """Whether any did."""
+        return self.interrupted or self.terminated
+
+    def raise_if_came(self) -> None:
+        """Raise what the signal would have raised had it not been deferred."""
+        if self.terminated:
+            raise SystemExit(TERMINATED)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
 
 @contextlib.contextmanager
-def deferred_signals(stop: Callable[[], None]) -> Iterator[Flags]:
+def deferred_signals(stop: Callable[[], None] = lambda: None) -> Iterator[Flags]:
     """Within the block, Ctrl-C and SIGTERM call `stop` and are noted; handlers are as before afterwards."""
     flags = Flags()
 

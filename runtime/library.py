@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gguforge.quant.errors import EngineError
+from gguforge.runtime.interrupt import deferred_signals
 
 WARNING_LEVEL, ERROR_LEVEL = 3, 4  # ggml_log_level
 
@@ -35,7 +36,7 @@ class Log:
     def reason(self) -> str:
         """The first line of the last failure, without the C function's name; empty when nothing was said."""
         for line in self.complaints:
-            if match := re.search(r"error loading model\w*: (.*)", line):
+            if match := re.search(r"error loading model(?: \w+)*: (.*)", line):
                 return match[1]
         for line in self.complaints:
             if "failed" in line or "error" in line.lower():
@@ -63,29 +64,19 @@ def load_model(path: Path, *, vocab_only: bool = False) -> Any:
 
     Raises:
         EngineError: llama.cpp does not take it.
-        KeyboardInterrupt: Ctrl-C while loading.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came while loading.
     """
     llama = library()
     LOG.complaints.clear()
-    interrupted: list[bool] = []
-
-    def guarded(_share: float, _data: object) -> bool:
-        try:
-            return not interrupted
-        except KeyboardInterrupt:  # must not escape into C
-            interrupted.append(True)
-            return False
-
     params = llama.llama_model_default_params()
     params.vocab_only = vocab_only
     params.n_gpu_layers = 0
-    params.progress_callback = keep = llama.llama_progress_callback(guarded)
-    model = llama.llama_model_load_from_file(_c_path(path), params)
-    del keep
-    if interrupted:
-        if model:
-            llama.llama_model_free(model)
-        raise KeyboardInterrupt
+    with deferred_signals() as signals:
+        params.progress_callback = llama.llama_progress_callback(lambda share, data: not signals.came)
+        model = llama.llama_model_load_from_file(_c_path(path), params)
+    if model and signals.came:
+        llama.llama_model_free(model)
+    signals.raise_if_came()
     if not model:
         raise _refusal(path)
     return model

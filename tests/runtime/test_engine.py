@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,48 @@ def test_tokenizer_lists_must_match(tiny_path: Path, tmp_path: Path, monkeypatch
     )
     with pytest.raises(GGUFError, match=r"scores is not a list of float"):
         Engine.open(path)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"llama.block_count": 0},
+        {"llama.block_count": 65537},
+        {"llama.attention.layer_norm_rms_epsilon": math.nan},
+        {"llama.attention.layer_norm_rms_epsilon": -1.0},
+        {"llama.rope.freq_base": math.inf},
+    ],
+)
+def test_numbers_that_llama_cpp_dies_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, float | int]
+) -> None:
+    monkeypatch.setattr(engine_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
+    with pytest.raises(GGUFError, match=next(iter(extra))):
+        Engine.open(write_tiny_model(tmp_path / "m.gguf", extra=extra))
+
+
+def test_a_vocabulary_alone(tmp_path: Path, tiny_path: Path) -> None:
+    header = bytearray(tiny_path.read_bytes())
+    header[8:16] = bytes(8)  # no tensors
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header)
+    with pytest.raises(GGUFError):
+        Engine.open(path)
+
+
+def test_states_that_cannot_be_cut_are_evaluated_anew(randomized: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As recurrent models do."""
+    expected = run(randomized, [1, 300, 301, 302])[0]
+    run(randomized, [1, 300, 301, 310, 311])
+
+    class Uncuttable:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda *_: False) if name == "llama_memory_seq_rm" else getattr(real, name)
+
+    real = randomized._llama
+    monkeypatch.setattr(randomized, "_llama", Uncuttable())
+    tokens, stats = run(randomized, [1, 300, 301, 302])
+    assert (tokens, stats.evaluated_tokens) == (expected, 4)
 
 
 def test_missing_part_of_a_split_model(tmp_path: Path) -> None:

@@ -142,8 +142,8 @@ def test_history_that_the_template_rewrites_is_not_continued(tiny: Engine) -> No
     assert prompter(tiny.vocabulary, CHATML).after_answer(thoughtful) is None
 
 
-def test_stand_ins_survive_a_text_with_every_character() -> None:
-    everything = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000) + "<|im_end|>"
+def test_stand_ins_survive_a_text_with_more_characters_than_there_are() -> None:
+    everything = "".join(chr(code) for code in range(0x10000, 0x31000)) + "<|im_end|>"
     stand_ins = StandIns("<|im_end>")
     hidden = stand_ins.hide(everything)
     assert not set("<|im_end>") & set(hidden)

@@ -59,19 +59,21 @@ def write_tiny_model(
 
 
 def _add_metadata(writer: gguf.GGUFWriter, context: int, template: str | None, extra: dict[str, float | int]) -> None:
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_context_length(context)
-    writer.add_embedding_length(DIMENSION)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(DIMENSION)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS // 2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(DIMENSION // HEADS)
+    numbers: dict[str, float | int] = {
+        "general.file_type": 0,
+        "llama.context_length": context,
+        "llama.embedding_length": DIMENSION,
+        "llama.block_count": LAYERS,
+        "llama.feed_forward_length": DIMENSION,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": HEADS // 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.dimension_count": DIMENSION // HEADS,
+    }
     if template is not None:
         writer.add_chat_template(template)
-    for key, value in extra.items():
-        (writer.add_float32 if isinstance(value, float) else writer.add_int32)(key, value)
+    for key, value in (numbers | extra).items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokens: list[str]) -> None:

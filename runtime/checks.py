@@ -1,0 +1,70 @@
+"""What a file must be before llama.cpp sees it: a failed assertion there ends the whole process without a word to the user.
+
+The layout itself is the strict reader's business (`quant.reader`); sizes that do not fit each other llama.cpp refuses
+politely. Limits: llama.cpp, src/llama-hparams.h (LLAMA_MAX_LAYERS), ggml/src/ggml-cpu/ops.cpp (eps).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from gguforge.quant.errors import GGUFError
+from gguforge.quant.reader import GGUFFile, read_gguf
+
+_MAX_LAYERS = 512
+
+
+def check_runnable(file: GGUFFile) -> None:
+    """Refuse what llama.cpp would abort the whole process on, and missing parts of a split model.
+
+    Raises:
+        GGUFError: there are no weights, the tokenizer's lists do not match, or a part is missing or damaged.
+    """
+    if not file.tensors:
+        raise GGUFError("holds no weights, only a vocabulary or metadata", path=file.path)
+    _check_numbers(file)
+    _check_tokenizer(file)
+    count = file.metadata.get("split.count")
+    if count is None or not isinstance(count.value, int) or count.value < 2:
+        return
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", file.path.name)
+    if not match or int(match[3]) != count.value or int(match[2]) != 1:
+        raise GGUFError(
+            "is one part of a split model",
+            path=file.path,
+            remedy="Give the first part, named like x-00001-of-00003.gguf.",
+        )
+    for number in range(2, count.value + 1):
+        read_gguf(file.path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.gguf"))
+
+
+def _check_tokenizer(file: GGUFFile) -> None:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        raise GGUFError("has no tokenizer", path=file.path, expected="the metadata key tokenizer.ggml.tokens")
+    if not isinstance(tokens.value, list) or not all(isinstance(text, str) for text in tokens.value):
+        raise GGUFError("tokenizer.ggml.tokens is not a list of strings", path=file.path)
+    for name, kind in (("scores", float), ("token_type", int)):
+        entry = file.metadata.get(f"tokenizer.ggml.{name}")
+        if entry is None:
+            continue
+        if not isinstance(entry.value, list) or not all(type(item) is kind for item in entry.value):
+            raise GGUFError(f"tokenizer.ggml.{name} is not a list of {kind.__name__}", path=file.path)
+        if len(entry.value) != len(tokens.value):
+            raise GGUFError(
+                f"tokenizer.ggml.{name} does not match the tokens", path=file.path, expected=len(tokens.value), found=len(entry.value)
+            )  # fmt: skip
+
+
+def _check_numbers(file: GGUFFile) -> None:
+    for key, entry in file.metadata.items():
+        value = entry.value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise GGUFError(f"metadata key {key} is not a finite number", path=file.path, found=value)
+        if key.endswith("_epsilon") and isinstance(value, float) and value < 0:
+            raise GGUFError(f"metadata key {key} is negative", path=file.path, found=value)
+        if key.endswith(".block_count") and (not isinstance(value, int) or not 1 <= value <= _MAX_LAYERS):
+            raise GGUFError(
+                f"metadata key {key} is out of range", path=file.path, expected=f"1 to {_MAX_LAYERS}", found=value
+            )
