@@ -109,18 +109,14 @@ class _Reader:
         self._map(min(size, KEPT_HEADER_BYTES))
 
     def _map(self, nbytes: int) -> None:
-        self.window = memoryview(map_window(str(self.path), 0, nbytes)) if nbytes else memoryview(b"")
+        self.window = map_window(str(self.path), 0, nbytes).data
 
     def close(self) -> None:
         self.window.release()
 
-    def fail(self, what: str, **sides: object) -> GGUFError:
-        return GGUFError(
-            what,
-            path=self.path,
-            remedy="The file is damaged or not GGUF: download or make it again.",
-            **sides,
-        )  # type: ignore[arg-type]
+    def fail(self, what: str, expected: object = None, found: object = None) -> GGUFError:
+        remedy = "The file is damaged or not GGUF: download or make it again."
+        return GGUFError(what, path=self.path, expected=expected, found=found, remedy=remedy)
 
     @property
     def left(self) -> int:

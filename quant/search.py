@@ -77,7 +77,7 @@ def extreme(x: Floats) -> Floats:
     """The element of largest magnitude of each group, the first of equals; shape (groups,)."""
     top, bottom = x.max(axis=0), x.min(axis=0)
     tie = top == -bottom
-    peak = np.where(top > -bottom, top, bottom)
+    peak: Floats = np.where(top > -bottom, top, bottom)
     if tie.any():
         columns = np.flatnonzero(tie)
         first = np.abs(x[:, columns]).argmax(axis=0)
@@ -122,8 +122,8 @@ class AffineFit:
         self.error = self._error(self.best_scale, self.low)
         for k in range(steps + 1):
             self._try((f32(first) + f32(step) * f32(k) + f32(nmax)) / (high - self.low))
-        self.scale = np.where(self.flat, f32(0), self.best_scale)
-        self.minimum = np.where(self.flat, -np.minimum(x[0], f32(0)), -self.low)
+        self.scale: Floats = np.where(self.flat, f32(0), self.best_scale)
+        self.minimum: Floats = np.where(self.flat, -np.minimum(x[0], f32(0)), -self.low)
 
     def _round(self, inverse: Floats) -> None:
         np.subtract(self.x, self.low, out=self.level)
@@ -146,8 +146,8 @@ class AffineFit:
         sum_l2 = add_up(np.multiply(self.wl, self.level, out=self.t))
         sum_xl = add_up(np.multiply(self.wl, self.x, out=self.wl))
         determinant = self.sum_w * sum_l2 - sum_l * sum_l
-        scale = (self.sum_w * sum_xl - self.sum_x * sum_l) / determinant
-        low = (sum_l2 * self.sum_x - sum_l * sum_xl) / determinant
+        scale = np.divide(self.sum_w * sum_xl - self.sum_x * sum_l, determinant, dtype=np.float32)
+        low = np.divide(sum_l2 * self.sum_x - sum_l * sum_xl, determinant, dtype=np.float32)
         above = np.flatnonzero(low > 0)
         low[above] = 0
         scale[above] = sum_xl[above] / sum_l2[above]
@@ -162,7 +162,7 @@ class AffineFit:
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
         """The levels of the kept rounding for some groups, shape (group size, len(groups))."""
-        level = (self.x[:, groups] - self.base[groups]) * self.inverse[groups]
+        level: Floats = (self.x[:, groups] - self.base[groups]) * self.inverse[groups]
         round_into(level, 0, self.nmax, self.finite)
         level[:, self.flat[groups]] = 0
         return level
@@ -171,8 +171,9 @@ class AffineFit:
 class SymmetricFit:
     """Scale of each group: x ~ scale * level, levels -nmax..nmax-1, error weighted by x^2.
 
-    Equals `make_qx_quants` with rmse_type 1. Candidates put the extreme weight at -nmax, then at -nmax +- 0.9 in steps of
-    0.1; for each rounding the weighted least-squares scale is kept if it explains more of the group than the best so far.
+    Equals `make_qx_quants` with rmse_type 1. Candidates put the extreme weight at -nmax, then at -nmax +- 0.9 in steps
+    of 0.1; for each rounding the weighted least-squares scale is kept if it explains more of the group than the best
+    so far.
 
     Args:
         x: weights, shape (group size, groups).
@@ -205,7 +206,7 @@ class SymmetricFit:
             best[won] = gain[k][won]
             self.chosen[won] = k
         every = np.arange(len(peak))
-        self.scale = np.where(self.zero | (sum_l2[self.chosen, every] == 0), f32(0), scale[self.chosen, every])
+        self.scale: Floats = np.where(self.zero | (sum_l2[self.chosen, every] == 0), f32(0), scale[self.chosen, every])
 
     def _sums(self, sum_lx: Floats, sum_l2: Floats) -> None:
         """Fill in the sums of w * x * level and of w * level^2 for every candidate; shape (candidates, groups)."""
@@ -265,7 +266,7 @@ class DescentFit:
             moving = moving[changed]  # a sweep that changed nothing would change nothing again
             if not len(moving):
                 break
-        self.scale = np.where((sum_l2 > 0) & ~self.zero, sum_lx / sum_l2, f32(0))
+        self.scale: Floats = np.where((sum_l2 > 0) & ~self.zero, sum_lx / sum_l2, f32(0))
 
     def _sweep(self, x: Floats, w: Floats, wx: Floats, level: Floats, sum_lx: Floats, sum_l2: Floats) -> Mask:
         """One pass over the weights; updates `level`, `sum_lx`, `sum_l2` in place and tells which groups changed."""

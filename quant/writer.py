@@ -234,19 +234,18 @@ class _Team:
             self._listen(progress, timeout=None)
 
     def _listen(self, progress: Progress, timeout: float | None) -> None:
-        for ready in wait(self.connections, timeout) if self.connections else []:
-            assert not isinstance(ready, int)
+        ready = wait(self.connections, timeout) if self.connections else []
+        for connection in [one for one in self.connections if one in ready]:
             try:
-                message = ready.recv()  # type: ignore[union-attr]
+                message = connection.recv()
             except EOFError:
-                raise GGUForgeError(
-                    "a worker process was killed", remedy="Memory may have run out: try fewer --workers."
-                ) from None
-            if message is None:
-                self.connections.remove(ready)  # type: ignore[arg-type]
-                ready.close()
-            elif isinstance(message, BaseException):
+                remedy = "Memory may have run out: try fewer --workers."
+                raise GGUForgeError("a worker process was killed", remedy=remedy) from None
+            if isinstance(message, BaseException):
                 raise message
+            if message is None:
+                self.connections.remove(connection)
+                connection.close()
             else:
                 progress(message)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from gguforge.quant.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -31,7 +31,7 @@ class Block:
         type: the ggml type.
         size: elements in a block.
         layout: one block as a structured dtype.
-        tile: blocks handled at once, so that the working set stays in the second-level cache.
+        tile: blocks handled at once: many enough to hide the cost of a NumPy call, few enough for the caches.
     """
 
     type: ClassVar[GGMLQuantizationType]
@@ -40,13 +40,22 @@ class Block:
     tile: ClassVar[int] = 512
 
     def __init_subclass__(
-        cls, *, type: GGMLQuantizationType, size: int, tile: int = 512, **fields: DTypeLike | tuple[str, int]
+        cls,
+        *,
+        type: GGMLQuantizationType | None = None,
+        size: int = 0,
+        tile: int = 512,
+        abstract: bool = False,
+        **fields: str | tuple[str, int],
     ) -> None:
+        if abstract:
+            return
+        assert type is not None
         assert type not in REGISTRY, f"{type.name} is declared twice"
         cls.type, cls.size, cls.tile = type, size, tile
         cls.layout = np.dtype(
             [(name, *(field if isinstance(field, tuple) else (field,))) for name, field in fields.items()]
-        )  # type: ignore[misc]
+        )
         assert (size, cls.layout.itemsize) == GGML_QUANT_SIZES[type], (
             f"{type.name}: layout is no {GGML_QUANT_SIZES[type]}"
         )

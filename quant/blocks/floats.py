@@ -6,53 +6,85 @@ from typing import Any
 
 import numpy as np
 
-from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2
+from gguforge.quant.blocks.base import Block, Bytes, Floats, f2
 from gguforge.quant.constants import GGMLQuantizationType as T
 
-TILE = 1 << 16
+TILE = 1 << 13  # elements cast at once: temporaries stay in the cache and below the size that malloc maps afresh
 
 
-class F32(Block, type=T.F32, size=1, tile=TILE, value="<f4"):
+class Plain(Block, abstract=True):
+    """What the unquantized types share: elements are cast in flat tiles."""
+
+    @classmethod
+    def encode(cls, rows: Floats) -> Bytes:
+        x = np.ascontiguousarray(rows, np.float32).reshape(-1)
+        out = np.empty(x.size, cls.layout["value"])
+        with np.errstate(over="ignore"):
+            for start in range(0, x.size, TILE):
+                out[start : start + TILE] = cls.from_float(x[start : start + TILE])
+        return out.view(np.uint8).reshape(*rows.shape[:-1], -1)
+
+    @classmethod
+    def decode(cls, data: Bytes) -> Floats:
+        values = np.ascontiguousarray(data).reshape(-1).view(cls.layout["value"])
+        out = np.empty(values.size, np.float32)
+        for start in range(0, values.size, TILE):
+            out[start : start + TILE] = cls.to_float(values[start : start + TILE])
+        return out.reshape(*data.shape[:-1], -1)
+
+    @staticmethod
+    def from_float(x: Floats) -> Any:
+        """Elements in the type's own form."""
+        raise NotImplementedError
+
+    @staticmethod
+    def to_float(values: Any) -> Floats:
+        """The inverse, without loss."""
+        raise NotImplementedError
+
+
+class F32(Plain, type=T.F32, size=1, value="<f4"):
     """IEEE single precision."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        out["value"] = x[:, 0]
+    def from_float(x: Floats) -> Any:
+        return x
 
     @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        return b["value"][:, None]
+    def to_float(values: Any) -> Floats:
+        return np.asarray(values)
 
 
-class F16(Block, type=T.F16, size=1, tile=TILE, value=f2):
+class F16(Plain, type=T.F16, size=1, value=f2):
     """IEEE half precision, rounded to nearest, ties to even."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        out["value"] = x[:, 0]
+    def from_float(x: Floats) -> Any:
+        return x.astype(f2)
 
     @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        return b["value"][:, None]
+    def to_float(values: Any) -> Floats:
+        return np.asarray(values, np.float32)
 
 
-class BF16(Block, type=T.BF16, size=1, tile=TILE, value="<u2"):
+class BF16(Plain, type=T.BF16, size=1, value="<u2"):
     """The upper half of single precision, rounded to nearest, ties to even; a NaN stays one (quiet)."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        bits = x[:, 0].view(np.uint32)
+    def from_float(x: Floats) -> Any:
+        bits = x.view(np.uint32)
         rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
         nan = (bits & 0x7FFFFFFF) > 0x7F800000
         if nan.any():
             rounded = np.where(nan, bits >> 16 | 64, rounded)
-        out["value"] = rounded
+        return rounded
 
     @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        return (b["value"].astype(np.uint32) << 16).view(np.float32)[:, None]
+    def to_float(values: Any) -> Floats:
+        floats: Floats = (values.astype(np.uint32) << 16).view(np.float32)
+        return floats
 
     @classmethod
     def is_finite(cls, data: Bytes) -> bool:
-        exponents = np.ascontiguousarray(data).view(np.uint8).reshape(-1).view("<u2") & 0x7F80
+        exponents = np.ascontiguousarray(data).view("<u2") & 0x7F80
         return not exponents.size or bool(exponents.max() < 0x7F80)

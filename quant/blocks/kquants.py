@@ -27,6 +27,7 @@ from gguforge.quant.search import (
 )
 
 SUPER = 256
+u8 = np.uint8
 
 
 def as_groups(x: Floats, size: int) -> Floats:
@@ -75,12 +76,14 @@ def round_levels(
 
 def sequential_max(values: Floats) -> Floats:
     """The largest of each super-block's values and zero; shape (groups per block, n) -> (n,)."""
-    return np.maximum(values.max(axis=0), f32(0))
+    top: Floats = np.maximum(values.max(axis=0), f32(0))
+    return top
 
 
 def per_block(values: Floats, groups: int) -> Floats:
     """Group values (n * groups,) as (groups, n)."""
-    return np.ascontiguousarray(values.reshape(-1, groups).T)
+    columns: Floats = np.ascontiguousarray(values.reshape(-1, groups).T)
+    return columns
 
 
 def per_group(values: NDArray[Any]) -> NDArray[Any]:
@@ -99,17 +102,17 @@ def quantize_positive(values: Floats, top: Floats, levels: int) -> tuple[Bytes, 
 def pack_6bit(scales: Bytes, minimums: Bytes) -> Bytes:
     """Eight 6-bit scales and minimums, shape (8, n) each, as 12 bytes: shape (n, 12)."""
     out = np.empty((12, scales.shape[1]), np.uint8)
-    out[0:4] = scales[:4] | (scales[4:] >> 4) << 6
-    out[4:8] = minimums[:4] | (minimums[4:] >> 4) << 6
-    out[8:12] = (scales[4:] & 15) | (minimums[4:] & 15) << 4
+    out[0:4] = scales[:4] | (scales[4:] >> 4) << u8(6)
+    out[4:8] = minimums[:4] | (minimums[4:] >> 4) << u8(6)
+    out[8:12] = (scales[4:] & 15) | (minimums[4:] & 15) << u8(4)
     return out.T
 
 
 def unpack_6bit(packed: Bytes) -> tuple[Bytes, Bytes]:
     """The inverse of `pack_6bit`: (n, 12) to scales (n, 8) and minimums (n, 8)."""
     a, b, c = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([a & 63, (c & 15) | (a >> 6) << 4], axis=1)
-    minimums = np.concatenate([b & 63, (c >> 4) | (b >> 6) << 4], axis=1)
+    scales = np.concatenate([a & u8(63), (c & 15) | (a >> 6) << u8(4)], axis=1)
+    minimums = np.concatenate([b & u8(63), (c >> 4) | (b >> 6) << u8(4)], axis=1)
     return scales, minimums
 
 
@@ -134,7 +137,7 @@ def pack_2bit(levels: Bytes) -> Bytes:
 def unpack_2bit(packed: Bytes) -> Bytes:
     """The inverse of `pack_2bit`, shape (n, 256)."""
     q = packed.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    return (q & 3).reshape(-1, SUPER)
+    return (q & u8(3)).reshape(-1, SUPER)
 
 
 class Q2_K(Block, type=T.Q2_K, size=SUPER, tile=256, scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2):
@@ -171,26 +174,26 @@ class Q3_K(Block, type=T.Q3_K, size=SUPER, tile=256, hmask=(u1, 32), qs=(u1, 64)
         scale = per_block(fit.scale, 16)
         top = first_extreme(scale)
         some = top != 0
-        inverse = f32(-32) / np.where(some, top, f32(1))
+        inverse = np.divide(f32(-32), np.where(some, top, f32(1)), dtype=np.float32)
         codes = np.clip(nearest_int(inverse * scale), -32, 31) * some  # (16, n)
         stored = ((codes + 32) * some).astype(np.uint8)
         packed = np.empty((12, len(x)), np.uint8)
-        low, high = stored & 15, stored >> 4
-        packed[:8] = low[:8] | low[8:] << 4
-        packed[8:] = high[0:4] | high[4:8] << 2 | high[8:12] << 4 | high[12:16] << 6
+        low, high = stored & u8(15), stored >> u8(4)
+        packed[:8] = low[:8] | low[8:] << u8(4)
+        packed[8:] = high[0:4] | high[4:8] << u8(2) | high[8:12] << u8(4) | high[12:16] << u8(6)
         d = np.where(some, f32(1) / inverse, f32(0)).astype(np.float16)
         out["d"], out["scales"] = d, packed.T
         step = per_group(d.astype(np.float32) * codes.astype(np.float32))
         levels = round_levels(groups, step, -4, 3, fit, shift=4).reshape(-1, SUPER)
         high_bits = (levels > 3).reshape(-1, 8, 32)
         out["hmask"] = np.packbits(high_bits, axis=1, bitorder="little").reshape(-1, 32)
-        out["qs"] = pack_2bit(levels & 3)
+        out["qs"] = pack_2bit(levels & u8(3))
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
         s = b["scales"]
-        low = np.concatenate([s[:, :8] & 15, s[:, :8] >> 4], axis=1)
-        high = np.concatenate([s[:, 8:] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1)
+        low = np.concatenate([s[:, :8] & u8(15), s[:, :8] >> u8(4)], axis=1)
+        high = np.concatenate([s[:, 8:] >> shift & u8(3) for shift in (0, 2, 4, 6)], axis=1)
         codes = (low | high << 4).astype(np.int8) - 32
         step = b["d"].astype(np.float32)[:, None] * codes
         high_bits = np.unpackbits(b["hmask"].reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, SUPER)
@@ -200,7 +203,8 @@ class Q3_K(Block, type=T.Q3_K, size=SUPER, tile=256, hmask=(u1, 32), qs=(u1, 64)
 
 def first_extreme(scale: Floats) -> Floats:
     """The scale of largest magnitude of each super-block, the first of equals; (groups, n) -> (n,)."""
-    return scale[np.abs(scale).argmax(axis=0), np.arange(scale.shape[1])]
+    top: Floats = scale[np.abs(scale).argmax(axis=0), np.arange(scale.shape[1])]
+    return top
 
 
 def encode_affine_32(x: Floats, out: Blocks, nmax: int, first: float, steps: int) -> Bytes:
@@ -239,7 +243,7 @@ class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=512, d=f2, dmin=f2, scales=(u1, 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
         q = b["qs"].reshape(-1, 4, 1, 32)
-        return decode_affine_32(b, np.concatenate([q & 15, q >> 4], axis=2))
+        return decode_affine_32(b, np.concatenate([q & u8(15), q >> u8(4)], axis=2))
 
 
 class Q5_K(Block, type=T.Q5_K, size=SUPER, tile=512, d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128)):
@@ -248,14 +252,14 @@ class Q5_K(Block, type=T.Q5_K, size=SUPER, tile=512, d=f2, dmin=f2, scales=(u1, 
     @staticmethod
     def encode_blocks(x: Floats, out: Blocks) -> None:
         levels = encode_affine_32(x, out, 31, -0.5, 15)
-        out["qs"] = fold((levels & 15).reshape(-1, 64), 4).reshape(-1, 128)
+        out["qs"] = fold((levels & u8(15)).reshape(-1, 64), 4).reshape(-1, 128)
         out["qh"] = np.packbits((levels > 15).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
         q = b["qs"].reshape(-1, 4, 1, 32)
         high = np.unpackbits(b["qh"].reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, 4, 2, 32)
-        return decode_affine_32(b, np.concatenate([q & 15, q >> 4], axis=2) | high << 4)
+        return decode_affine_32(b, np.concatenate([q & u8(15), q >> u8(4)], axis=2) | high << 4)
 
 
 class Q6_K(Block, type=T.Q6_K, size=SUPER, tile=512, ql=(u1, 128), qh=(u1, 64), scales=(i1, 16), d=f2):
@@ -268,7 +272,7 @@ class Q6_K(Block, type=T.Q6_K, size=SUPER, tile=512, ql=(u1, 128), qh=(u1, 64), 
         scale = per_block(fit.scale, 16)
         top = first_extreme(scale)
         zero = np.abs(top) < GROUP_MAX_EPS
-        inverse = f32(-128) / np.where(zero, f32(1), top)
+        inverse = np.divide(f32(-128), np.where(zero, f32(1), top), dtype=np.float32)
         codes = np.minimum(nearest_int(inverse * scale), 127)
         codes[:, zero] = 0
         d = np.where(zero, f32(0), f32(1) / inverse).astype(np.float16)
@@ -277,15 +281,15 @@ class Q6_K(Block, type=T.Q6_K, size=SUPER, tile=512, ql=(u1, 128), qh=(u1, 64), 
         levels = round_levels(groups, step, -32, 31, fit, shift=32).reshape(-1, SUPER)
         levels[zero] = 0
         halves = levels.reshape(-1, 128)
-        out["ql"] = fold(halves & 15, 4).reshape(-1, 128)
+        out["ql"] = fold(halves & u8(15), 4).reshape(-1, 128)
         high = halves.view(np.uint64) >> np.uint64(4) & np.uint64(0x0303030303030303)
         out["qh"] = fold(fold(high.view(np.uint8), 4), 2).reshape(-1, 64)
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
         ql = b["ql"].reshape(-1, 2, 1, 2, 32)
-        low = np.concatenate([ql & 15, ql >> 4], axis=2).reshape(-1, 2, 4, 32)
-        high = b["qh"].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1) & 3
+        low = np.concatenate([ql & u8(15), ql >> u8(4)], axis=2).reshape(-1, 2, 4, 32)
+        high = b["qh"].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1) & u8(3)
         q = (low | high << 4).astype(np.int8) - 32
         step = b["d"].astype(np.float32)[:, None] * b["scales"]
         return (step[..., None] * q.reshape(-1, 16, 16)).reshape(-1, SUPER)

@@ -15,11 +15,13 @@ from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search import f32
 
 SIZE = 32
+u8 = np.uint8
 
 
 def reciprocal(d: Floats) -> Floats:
     """1 / d, and 0 where d is 0; infinite where d is denormal, as in C."""
-    return np.where(d != 0, f32(1) / d, f32(0))
+    inverse: Floats = np.where(d != 0, f32(1) / d, f32(0))
+    return inverse
 
 
 def truncate(t: Floats, inverse: Floats, high: int) -> Bytes:
@@ -32,7 +34,7 @@ def truncate(t: Floats, inverse: Floats, high: int) -> Bytes:
 def extreme_of_rows(x: Floats) -> Floats:
     """The element of largest magnitude of each block, the first of equals, +0 if all are zero; (n, 32) -> (n, 1)."""
     top, bottom = x.max(axis=1, keepdims=True), x.min(axis=1, keepdims=True)
-    peak = np.where(top > -bottom, top, bottom)
+    peak: Floats = np.where(top > -bottom, top, bottom)
     tie = np.flatnonzero(top == -bottom)
     peak[tie, 0] = x[tie, np.abs(x[tie]).argmax(axis=1)]
     return peak + f32(0)  # -0 becomes +0, which C's search starts from
@@ -59,12 +61,12 @@ def encode_range(x: Floats, top: int) -> tuple[NDArray[np.float16], NDArray[np.f
 
 def pack_nibbles(levels: Bytes) -> Bytes:
     """Levels 0..15, shape (n, 32): the first half in the low nibbles, the second in the high ones."""
-    return levels[:, :16] | levels[:, 16:] << 4
+    return levels[:, :16] | levels[:, 16:] << u8(4)
 
 
 def unpack_nibbles(packed: Bytes) -> Bytes:
     """The inverse of `pack_nibbles`."""
-    return np.concatenate([packed & 15, packed >> 4], axis=1)
+    return np.concatenate([packed & u8(15), packed >> u8(4)], axis=1)
 
 
 def pack_fifth_bit(levels: Bytes) -> NDArray[np.uint32]:
@@ -76,7 +78,7 @@ def pack_fifth_bit(levels: Bytes) -> NDArray[np.uint32]:
 def unpack_fifth_bit(words: NDArray[np.uint32]) -> Bytes:
     """The inverse of `pack_fifth_bit`, in place 4; shape (n, 32)."""
     octets = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 4)
-    return np.unpackbits(octets, axis=1, bitorder="little") << 4
+    return np.unpackbits(octets, axis=1, bitorder="little") << u8(4)
 
 
 class Q4_0(Block, type=T.Q4_0, size=SIZE, d=f2, qs=(u1, 16)):
@@ -111,7 +113,7 @@ class Q5_0(Block, type=T.Q5_0, size=SIZE, d=f2, qh=u4, qs=(u1, 16)):
     @staticmethod
     def encode_blocks(x: Floats, out: Blocks) -> None:
         out["d"], levels = encode_symmetric(x, 16)
-        out["qs"], out["qh"] = pack_nibbles(levels & 15), pack_fifth_bit(levels)
+        out["qs"], out["qh"] = pack_nibbles(levels & u8(15)), pack_fifth_bit(levels)
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
@@ -125,7 +127,7 @@ class Q5_1(Block, type=T.Q5_1, size=SIZE, d=f2, m=f2, qh=u4, qs=(u1, 16)):
     @staticmethod
     def encode_blocks(x: Floats, out: Blocks) -> None:
         out["d"], out["m"], levels = encode_range(x, 31)
-        out["qs"], out["qh"] = pack_nibbles(levels & 15), pack_fifth_bit(levels)
+        out["qs"], out["qh"] = pack_nibbles(levels & u8(15)), pack_fifth_bit(levels)
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
