@@ -54,8 +54,9 @@ def command(
 ) -> None:
     """Talk to a GGUF model in the terminal.
 
-    Sampling settings that are not given come from the file (general.sampling.*), or are llama.cpp's own: temperature 0.8,
-    top-k 40, top-p 0.95, min-p 0.05. Answers go to stdout, everything else to stderr. /help lists what can be typed.
+    Sampling settings that are not given come from the file (general.sampling.*), or are llama.cpp's own: temperature
+    0.8, top-k 40, top-p 0.95, min-p 0.05. Answers go to stdout, everything else to stderr. /help lists what
+    can be typed.
     """
     from gguforge.runtime.chat import ChatSession
     from gguforge.runtime.engine import Engine

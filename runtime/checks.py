@@ -1,4 +1,4 @@
-"""What a file must be before llama.cpp sees it: a failed assertion there ends the whole process without a word to the user.
+"""What a file must be before llama.cpp sees it: a failed assertion there ends the process without a word to the user.
 
 The layout itself is the strict reader's business (`quant.reader`); sizes that do not fit each other llama.cpp refuses
 politely. Limits: llama.cpp, src/llama-hparams.h (LLAMA_MAX_LAYERS), ggml/src/ggml-cpu/ops.cpp (eps).
@@ -52,9 +52,10 @@ def _check_tokenizer(file: GGUFFile) -> None:
         if not isinstance(entry.value, list) or not all(type(item) is kind for item in entry.value):
             raise GGUFError(f"tokenizer.ggml.{name} is not a list of {kind.__name__}", path=file.path)
         if len(entry.value) != len(tokens.value):
+            wanted, got = len(tokens.value), len(entry.value)
             raise GGUFError(
-                f"tokenizer.ggml.{name} does not match the tokens", path=file.path, expected=len(tokens.value), found=len(entry.value)
-            )  # fmt: skip
+                f"tokenizer.ggml.{name} does not fit the tokens", path=file.path, expected=wanted, found=got
+            )
 
 
 def _check_numbers(file: GGUFFile) -> None:

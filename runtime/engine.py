@@ -158,9 +158,8 @@ class Engine:
     def describe(self) -> str:
         """The model in a few words: architecture, parameters, type: `llama 1.2B Q4_K_M`."""
         architecture = self.file.metadata["general.architecture"].value
-        return (
-            f"{architecture} {_rounded(sum(tensor.elements for tensor in self.file.tensors))} {_type_name(self.file)}"
-        )
+        parameters = sum(tensor.elements for tensor in self.file.tensors)
+        return f"{architecture} {_rounded(parameters)} {_type_name(self.file)}"
 
     def sampler(self, settings: Any) -> Sampler:
         """A sampler for this vocabulary."""
@@ -169,7 +168,7 @@ class Engine:
     def generate(
         self, prompt: Sequence[int], sampler: Sampler, stats: Stats, limit: int | None = None
     ) -> Generator[int, None, None]:
-        """Yield the tokens that follow `prompt`, up to an end token (not yielded), the limit, a full context or `interrupt`.
+        """Yield what follows `prompt`, until an end token (not yielded), the limit, a full context, or `interrupt`.
 
         Args:
             prompt: all tokens from the beginning of the context; what the context holds already is not evaluated again.
@@ -203,20 +202,25 @@ class Engine:
                 if first is None:
                     first = time.perf_counter()
                     stats.first_token_seconds = stats.first_token_seconds or first - started
-                stats.stop = "end" if ends(token) else "length" if stats.generated_tokens == limit else ""
-                if stats.stop:
+                if ends(token):
+                    stats.stop = "end"
                     return
                 stats.generated_tokens += 1
                 yield token
-                if self._interrupted or stats.generated_tokens == limit or len(self._held) == self.context:
-                    stats.stop = "interrupted" if self._interrupted else "length"
-                    if len(self._held) == self.context and stats.generated_tokens != limit and not self._interrupted:
-                        stats.stop = "context"
+                stats.stop = self._reason_to_stop(stats.generated_tokens, limit)
+                if stats.stop:
                     return
                 self._decode_one(token)
         finally:
             if first is not None:
                 stats.generation_seconds += time.perf_counter() - first
+
+    def _reason_to_stop(self, generated: int, limit: int | None) -> str:
+        if self._interrupted:
+            return "interrupted"
+        if generated == limit:
+            return "length"
+        return "context" if len(self._held) == self.context else ""
 
     def _keep_prefix(self, prompt: Sequence[int]) -> int:
         """Cut the context back to what it shares with the prompt; at least one token stays to be evaluated."""

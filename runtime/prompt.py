@@ -115,7 +115,7 @@ class Prompter:
         return self._vocabulary.with_bos(self._vocabulary.tokenize_marked(marked, stand_ins.plain))
 
     def after_answer(self, messages: Sequence[Message]) -> list[int] | None:
-        """Tokens that follow the last answer when the user's next message comes, to be put after the answer's own tokens.
+        """Tokens that follow the last answer when the next message comes, to be put after the answer's own tokens.
 
         None when that would not be the same conversation: the template changes what was before (drops thoughts, moves
         instructions), so the whole has to be tokenized.

@@ -23,12 +23,15 @@ TEMPLATES = {
     "keeps blanks": "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} {% endfor %}",
     "cuts thoughts": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1].lstrip('\\n') }}{% else %}{{ m.content }}{% endif %}"
+        "{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1].lstrip('\\n') }}"
+        "{% else %}{{ m.content }}{% endif %}"
         "<|im_end|>\n{% endfor %}"
     ),
     "shouts": "{% for m in messages %}<|im_start|>{{ m.content | upper }}<|im_end|>{% endfor %}",
     "no specials": "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}### assistant:\n",
-    "wants parts": "{% for m in messages %}<|im_start|>{% for p in m.content %}{{ p.text }}{% endfor %}<|im_end|>{% endfor %}",
+    "wants parts": (
+        "{% for m in messages %}<|im_start|>{% for p in m.content %}{{ p.text }}{% endfor %}<|im_end|>{% endfor %}"
+    ),
     "knows no system": (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"

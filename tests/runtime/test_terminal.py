@@ -151,9 +151,13 @@ class Terminal:
         self.master, slave = pty.openpty()
         words = [sys.executable, "-m", "gguforge.cli", "chat", *arguments]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self.ATTACH, *words], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            [sys.executable, "-c", self.ATTACH, *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
             env={**os.environ, "TERM": "dumb"},
-        )  # fmt: skip
+        )
         os.close(slave)
         self.seen = ""
 

@@ -1,8 +1,8 @@
 """Writes Llama models of a few hundred kilobytes whose answers are known beforehand.
 
-Attention and feed-forward add nothing, so the next token depends on the last one only: the token after a newline begins
-the `answer`, each of its tokens leads to the next, and the last to the end token (or to the first, for ever). A "random"
-model has real attention and is for comparing computations, not for reading.
+Attention and feed-forward add nothing, so the next token depends on the last one only: the token after a newline
+begins the `answer`, each of its tokens leads to the next, and the last to the end token (or to the first, for ever).
+A "random" model has real attention and is for comparing computations, not for reading.
 """
 
 from __future__ import annotations
