@@ -160,7 +160,7 @@ def _tensors(
 ) -> tuple[TensorPlan, ...]:
     """Generated tensors, then the stored ones in the checkpoint's order; every one accounted for."""
     sizes = dimensions(config)
-    expected = _expected(architecture, config, checkpoint, warn)
+    expected = _expected(architecture, config, checkpoint, sizes["layers"], warn)
     tensors = [TensorPlan(name, source.shape, source.type, source, "generated from config.json")
                for name, source in architecture.generated(config).items()]  # fmt: skip
     for stored in checkpoint.tensors.values():
@@ -191,7 +191,7 @@ def _tensors(
 
 
 def _expected(
-    architecture: Architecture, config: Config, checkpoint: Checkpoint, warn: Warn
+    architecture: Architecture, config: Config, checkpoint: Checkpoint, count: int, warn: Warn
 ) -> dict[str, tuple[str, Row]]:
     """GGUF name and row by stored name, for every tensor that this checkpoint must have."""
     expected: dict[str, tuple[str, Row]] = {}
@@ -199,7 +199,7 @@ def _expected(
         wanted = not row.when or (
             not config.flag("tie_word_embeddings") if row.when == "untied" else config.flag(row.when)
         )
-        layers = range(config.count("num_hidden_layers")) if "{i}" in row.source else range(1)
+        layers = range(count) if "{i}" in row.source else range(1)
         names = [(row.source.format(i=i), row.name.format(i=i)) for i in layers]
         if not wanted and any(source in checkpoint.tensors for source, _ in names):
             if row.when == "untied":

@@ -83,6 +83,7 @@ def dimensions(config: Config) -> dict[str, int]:
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
     return {
+        "layers": config.count("num_hidden_layers", MAX_LAYERS),
         "vocab": config.count("vocab_size"),
         "hidden": config.count("hidden_size"),
         "ffn": config.count("intermediate_size"),
@@ -114,7 +115,7 @@ def hyperparameters(architecture: Architecture, config: Config, file_type: int) 
     """The metadata that llama.cpp builds the graph from, in the order of its converter."""
     sizes, arch = dimensions(config), architecture.name
     pairs = {
-        "block_count": uint32(config.count("num_hidden_layers", MAX_LAYERS)),
+        "block_count": uint32(sizes["layers"]),
         "context_length": uint32(config.count("max_position_embeddings")),
         "embedding_length": uint32(sizes["hidden"]),
         "feed_forward_length": uint32(sizes["ffn"]),
