@@ -1,0 +1,154 @@
+"""`gguforge convert` as a user meets it: output, exit codes, one-line errors, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
+from checkpoints import LLAMA, SMALL_K, Case, build
+
+from gguforge.quant.reader import read_gguf
+
+
+def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gguforge.cli", "convert", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, check=False)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return build(Case(LLAMA), tmp_path)
+
+
+def refused(done: subprocess.CompletedProcess[str], words: str, code: int = 1) -> None:
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 or code == 2
+
+
+def test_a_preset_in_one_pass(tmp_path: Path) -> None:
+    folder = build(Case(SMALL_K), tmp_path)
+    done = run(folder, "--type", "q4_k_m", "-o", tmp_path / "m.gguf", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'm.gguf'}: ")
+    assert {tensor.type.name for tensor in read_gguf(tmp_path / "m.gguf").tensors} >= {"Q4_K", "Q6_K", "F32"}
+
+
+def test_default_type_and_name(llama: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    assert run(llama, "--workers", 1, "--quiet", cwd=work).stdout == ""
+    assert [path.name for path in work.iterdir()] == ["Tiny-103K-1m-Instruct-v0.3-BF16.gguf"]
+
+
+def test_dry_run_writes_nothing_and_is_exact(llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.gguf"
+    words = (llama, "--type", "Q8_0", "-o", output, "--workers", 2)
+    planned = json.loads(run(*words, "--dry-run", "--json").stdout)
+    text = run(*words, "--dry-run").stdout
+    assert not output.exists()
+    assert f"{planned['bytes']:,} bytes" in text
+    assert {"memory_bytes", "disk_free_bytes", "types"} <= planned.keys()
+    written = json.loads(run(*words, "--json").stdout)
+    assert planned["bytes"] == written["bytes"] == output.stat().st_size
+    assert "seconds" in written
+
+
+def test_fallbacks_and_warnings_go_to_stderr(tmp_path: Path) -> None:
+    folder = build(Case(LLAMA | {"logit_scale": 2}), tmp_path)
+    done = run(folder, "--type", "Q4_K_M", "-o", tmp_path / "m.gguf", "--workers", 1)
+    assert "warning: config.json: logit_scale = 2 is not understood" in done.stderr
+    assert "instead of Q4_K" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_existing_output_needs_overwrite(llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "m.gguf"
+    output.write_text("precious")
+    refused(run(llama, "-o", output), "exists")
+    assert output.read_text() == "precious"
+    assert run(llama, "-o", output, "--overwrite", "--workers", 1).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "no such folder"),
+        (["."], "config.json is missing"),
+        (["{}", "--type", "Q9"], "unknown type"),
+        (["{}", "--pre", "nonsense"], "'nonsense' is not known"),
+        (["{}", "-o", "no/such/folder/m.gguf"], "no/such/folder"),
+    ],
+)
+def test_bad_words_get_one_line(words: list[str], message: str, llama: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    refused(run(*(word.format(llama) for word in words), cwd=work), message)
+    assert list(work.iterdir()) == []
+
+
+def test_usage_errors_exit_with_2(llama: Path) -> None:
+    refused(run(llama, "--workers", 0), "--workers", code=2)
+    refused(run(), "CHECKPOINT", code=2)
+
+
+def test_truncated_weights(llama: Path, tmp_path: Path) -> None:
+    path = llama / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 1)
+    refused(run(llama, "-o", tmp_path / "m.gguf"), "file is cut short")
+
+
+def test_no_permission(llama: Path, tmp_path: Path) -> None:
+    if os.name == "nt" or os.geteuid() == 0:
+        pytest.skip("permissions do not bind this user")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    refused(run(llama, "-o", locked / "m.gguf"), "ermission")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full's relative: a limit on file sizes")
+def test_no_space_leaves_nothing(llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "m.gguf"
+    output.parent.mkdir()
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    command = [sys.executable, "-m", "gguforge.cli", "convert", str(llama), "-o", str(output), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=60, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals work otherwise there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    config = SMALL_K | {"num_hidden_layers": 8, "intermediate_size": 4096}
+    folder = build(Case(config), tmp_path)
+    output = tmp_path / "out" / "m.gguf"
+    output.parent.mkdir()
+    command = [sys.executable, "-m", "gguforge.cli", "convert", str(folder), "-t", "Q3_K_M", "-o", str(output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not list(output.parent.iterdir()) and process.poll() is None:  # until the .part appears
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (130, 143, -signal.SIGTERM), errors
+    assert "Traceback" not in errors
+    assert not output.exists()
+    if number == signal.SIGINT:
+        assert list(output.parent.iterdir()) == []
