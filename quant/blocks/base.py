@@ -95,8 +95,9 @@ class Block:
         """The float32 values that llama.cpp computes with; the inverse shape of `encode`."""
         blocks = np.ascontiguousarray(data).view(np.uint8).reshape(-1).view(cls.layout)
         out = np.empty((len(blocks), cls.size), np.float32)
-        for start in range(0, len(blocks), cls.tile):
-            out[start : start + cls.tile] = cls.decode_blocks(blocks[start : start + cls.tile])
+        with np.errstate(all="ignore"):  # damaged scales give infinities, as in C
+            for start in range(0, len(blocks), cls.tile):
+                out[start : start + cls.tile] = cls.decode_blocks(blocks[start : start + cls.tile])
         return out.reshape(*data.shape[:-1], -1)
 
     @classmethod

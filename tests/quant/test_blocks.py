@@ -1,0 +1,154 @@
+"""Block types: bit for bit those of ggml, on every kind of row that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import ggml
+import numpy as np
+import pytest
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGMLQuantizationType as T
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from gguforge.quant.blocks import REGISTRY, block_type, decode, encode
+from gguforge.quant.errors import InputError
+
+TYPES = sorted(REGISTRY)
+ENCODED = [kind for kind in TYPES if kind != T.F32]
+ROW = 1024
+exact = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"),
+    reason="elsewhere compilers fuse multiply and add in ggml: it differs",
+)
+
+
+def rows(kind: str, n: int = 48) -> np.ndarray:
+    """Rows of one kind, shape (n, 1024), the same each time."""
+    rng = np.random.default_rng(20260101)
+    normal = (rng.standard_normal((n, ROW)) * 0.02).astype(np.float32)
+    match kind:
+        case "gaussian":
+            return normal
+        case "heavy-tailed":
+            return (rng.standard_t(2, (n, ROW)) * 0.02).astype(np.float32)
+        case "bf16-rounded":
+            return (normal.view(np.uint32) & 0xFFFF0000).view(np.float32)
+        case "f16-rounded":
+            return normal.astype(np.float16).astype(np.float32)
+        case "constant":
+            return np.repeat(rng.standard_normal((n, 1)).astype(np.float32), ROW, axis=1)
+        case "zero":
+            return np.zeros((n, ROW), np.float32)
+        case "zero groups":
+            return (normal.reshape(-1, 16) * (rng.random((n * ROW // 16, 1)) < 0.7)).reshape(n, ROW).astype(np.float32)
+        case "denormal":
+            return normal * np.float32(1e-38)
+        case "tiny":
+            return normal * np.float32(1e-12)
+        case "mixed scales":
+            scale = 10.0 ** rng.integers(-44, 4, (n, ROW // 256))
+            return normal * scale.repeat(256, axis=1).astype(np.float32)
+        case "positive":
+            return np.abs(normal)
+        case "negative":
+            return -np.abs(normal)
+        case "integers":
+            return rng.integers(-8, 9, (n, ROW)).astype(np.float32)
+        case "sparse":
+            return normal * (rng.random((n, ROW)) < 0.05)
+        case _:
+            raise ValueError(kind)
+
+
+KINDS = (
+    "gaussian", "heavy-tailed", "bf16-rounded", "f16-rounded", "constant", "zero", "zero groups", "denormal", "tiny",
+    "mixed scales", "positive", "negative", "integers", "sparse",
+)  # fmt: skip
+
+
+@exact
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("type", ENCODED, ids=lambda kind: kind.name)
+def test_encode_equals_ggml(type: T, kind: str) -> None:
+    x = rows(kind)
+    ours = encode(x, type)
+    theirs = ggml.encode(x, type, ours.size)
+    worst = np.flatnonzero((ours != theirs).any(axis=1))
+    assert not len(worst), f"{len(worst)} of {len(x)} rows differ, first {worst[0]}"
+
+
+@pytest.mark.parametrize("type", ENCODED, ids=lambda kind: kind.name)
+def test_decode_equals_ggml_on_any_bytes(type: T) -> None:
+    size, nbytes = GGML_QUANT_SIZES[type]
+    n = max(1, 4096 // size)
+    data = np.random.default_rng(1).integers(0, 256, (n, nbytes), dtype=np.uint8)
+    ours, theirs = decode(data, type).ravel(), ggml.decode(data, type, n * size)
+    same = (ours.view(np.uint32) == theirs.view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))
+    assert same.all()
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda kind: kind.name)
+def test_layout_is_the_c_struct(type: T) -> None:
+    kind = block_type(type)
+    assert (kind.size, kind.layout.itemsize) == GGML_QUANT_SIZES[type]
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_blocks.json").read_text())
+
+
+@pytest.mark.parametrize("name", GOLDEN["blocks"])
+def test_golden_block(name: str) -> None:
+    x = np.array([int(bits, 16) for bits in GOLDEN["input"]], np.uint32).view(np.float32)
+    data = encode(x[None, : max(32, GGML_QUANT_SIZES[T[name]][0])], T[name])
+    assert data.tobytes().hex() == GOLDEN["blocks"][name]
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda kind: kind.name)
+def test_rows_are_independent_of_their_neighbours(type: T) -> None:
+    x = rows("mixed scales", 300)  # more super-blocks than a tile holds
+    alone = np.concatenate([encode(x[i : i + 1], type) for i in (0, 127, 128, 299)])
+    assert (encode(x, type)[[0, 127, 128, 299]] == alone).all()
+
+
+ERROR = {T.Q8_0: 0.006, T.Q6_K: 0.02, T.Q5_K: 0.04, T.Q4_K: 0.08, T.Q3_K: 0.17, T.Q2_K: 0.32,
+         T.Q5_1: 0.04, T.Q5_0: 0.05, T.Q4_1: 0.08, T.Q4_0: 0.1, T.F16: 3e-4, T.BF16: 2e-3, T.F32: 0}  # fmt: skip
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda kind: kind.name)
+def test_round_trip_error_is_that_of_the_type(type: T) -> None:
+    x = rows("gaussian")
+    error = np.sqrt(np.mean((decode(encode(x, type), type) - x) ** 2) / np.mean(x**2))
+    assert error <= ERROR[type]
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**60), max_value=2.0**60)
+
+
+@exact
+@settings(max_examples=60, deadline=None)
+@given(arrays(np.float32, (1, 256), elements=finite), st.sampled_from(ENCODED))
+def test_encode_equals_ggml_on_whatever_hypothesis_finds(x: np.ndarray, type: T) -> None:
+    ours = encode(x, type)
+    if block_type(type).is_finite(ours):
+        assert (ours == ggml.encode(x, type, ours.size)).all()
+
+
+def test_overflow_is_seen() -> None:
+    for type in (T.F16, T.Q4_0, T.Q8_0, T.Q4_K, T.Q6_K):
+        data = encode(np.full((1, 256), 1e30, np.float32), type)
+        assert not block_type(type).is_finite(data), type.name
+
+
+def test_bf16_keeps_nan_a_nan() -> None:
+    x = np.array([[0x7F800001, 0xFFC00000, 0x7F7FFFFF, 0x00018000]], np.uint32).view(np.float32)
+    assert encode(x, T.BF16).view(np.uint16).tolist() == [[0x7FC0, 0xFFC0, 0x7F80, 0x0002]]
+
+
+def test_unknown_type_is_one_clear_error() -> None:
+    with pytest.raises(InputError, match="IQ2_XXS is not supported"):
+        encode(np.zeros((1, 256), np.float32), T.IQ2_XXS)
