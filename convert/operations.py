@@ -63,7 +63,7 @@ class PermuteHeads(Source):
         return self.base.shape
 
     @property
-    def type(self) -> GGMLQuantizationType:
+    def type(self) -> GGMLQuantizationType:  # type: ignore[override]
         return self.base.type
 
     @property

@@ -19,8 +19,8 @@ def llama3_factors(config: Config) -> dict[str, ArraySource]:
     """`rope_freqs.weight` of Llama 3.1 and later: what each frequency is divided by; nothing for other rope types.
 
     Long wavelengths are stretched by `factor`, short ones not at all, and those between by a smooth blend.
-    The arithmetic is float32 throughout, as in the reference; powers may differ from torch's by a few units in the
-    last place. Source: Llama 3.1's published `apply_scaling`.
+    The arithmetic is float32, as in the reference; only the powers are correctly rounded, which torch's nearly always
+    are. Source: Llama 3.1's published `apply_scaling`.
     """
     if config.rope_type != "llama3":
         return {}
@@ -29,15 +29,17 @@ def llama3_factors(config: Config) -> dict[str, ArraySource]:
 
 def _llama3_factors(config: Config) -> Floats:
     one, d = np.float32(1), config.head_dim
-    base = np.float32(config.rope_number("rope_theta"))
+    base = config.rope_number("rope_theta")
     factor, low, high = (
         np.float32(config.rope_number(name, default))
         for name, default in (("factor", 8), ("low_freq_factor", 1), ("high_freq_factor", 4))
     )
     context = config.rope_number("original_max_position_embeddings", 8192)
-    frequencies = one / base ** (np.arange(0, d, 2, dtype=np.float32) / np.float32(d))
-    wavelengths = np.float32(2 * np.pi) / frequencies
-    smooth = (np.float32(context) / wavelengths - low) / (high - low)
+    exponents = np.arange(0, d, 2, dtype=np.float32) / np.float32(d)
+    powers = np.power(float(base), exponents, dtype=np.float64).astype(np.float32)  # float32 powers differ by machine
+    frequencies = one / powers
+    wavelengths = one / frequencies * np.float32(2 * np.pi)  # torch divides by multiplying with the reciprocal
+    smooth = (one / wavelengths * np.float32(context) - low) / (high - low)
     blend = one / ((one - smooth) / factor + smooth)
     long, short = wavelengths > np.float32(context / float(low)), wavelengths < np.float32(context / float(high))
     return np.where(short, one, np.where(long, factor, blend)).astype(np.float32)
