@@ -42,6 +42,9 @@ EXPECTED: Mapping[str, tuple[object, ...]] = {
 }
 """Fields of which only these values mean what llama.cpp computes; any other value is reported."""
 
+LARGEST = 3.4e38
+"""What float32 metadata can hold, less a little."""
+
 ROPE_FIELDS = frozenset(
     """
     attention_factor attn_factor beta_fast beta_slow extrapolation_factor factor high_freq_factor low_freq_factor
@@ -92,7 +95,7 @@ class Config:
         return self._number(name, self.get(name))
 
     def _number(self, name: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
             raise self.wrong(name, "a number", value)
         return value
 

@@ -7,6 +7,7 @@ headers live in `gguforge.convert.safetensors`.
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,19 @@ CONFIG_LIMIT = 16 << 20
 TOKENIZER_LIMIT = 256 << 20
 """Bytes that a tokenizer.json may have; the largest in the wild have about 35 MB."""
 
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""What every escaped surrogate looks like, paired or not."""
+
 Json = dict[str, Any]
+
+
+def objects(value: object) -> list[Json]:
+    """The objects of a JSON list; none if it is no list.
+
+    >>> objects([{"id": 1}, 2]), objects(True)
+    ([{'id': 1}], [])
+    """
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def read_text(path: Path, limit: int = CONFIG_LIMIT) -> str:
@@ -53,6 +66,8 @@ def read_object(path: Path, limit: int = CONFIG_LIMIT) -> Json:
     text = read_text(path, limit)
     try:
         value = json.loads(text)
+        if HALF_PAIR.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails on half a surrogate pair, which is no text
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             "this is not JSON", path=path, found=str(error), remedy="Download the file again."

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from gguforge.convert.checkpoint import Checkpoint
-from gguforge.convert.json_file import TOKENIZER_LIMIT, Json
+from gguforge.convert.json_file import TOKENIZER_LIMIT, Json, objects
 from gguforge.convert.vocabularies.sentencepiece import added_tokens
 from gguforge.convert.vocabularies.special import content
 from gguforge.convert.vocabularies.tokens import Kind, Token, added, looks_special, padding
@@ -70,11 +70,10 @@ def read_bpe(checkpoint: Checkpoint) -> BPE:
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or not all(map(_is_id, vocabulary.values())):
         raise CheckpointError("vocab is no table of ids", path=path)
-    merges = [_pair(merge) for merge in model.get("merges") or []]
+    listed = model.get("merges") or []
+    merges = [_pair(merge) for merge in listed] if isinstance(listed, list) else [None]
     if None in merges:
-        raise CheckpointError(
-            "a merge is no pair of texts", path=path, found=repr(model["merges"][merges.index(None)])[:60]
-        )
+        raise CheckpointError("a merge is no pair of texts", path=path, found=repr(listed)[:60])
     added = _added_tokens(tokenizer, vocabulary, checkpoint)
     return BPE(tokenizer, vocabulary, [merge for merge in merges if merge is not None], added)
 
@@ -93,8 +92,8 @@ def _pair(merge: object) -> tuple[str, str] | None:
 def _added_tokens(tokenizer: Json, vocabulary: dict[str, int], checkpoint: Checkpoint) -> dict[int, AddedToken]:
     """Added tokens by id: tokenizer.json's, changed and extended by tokenizer_config.json's, as transformers does."""
     tokens: dict[int, AddedToken] = {}
-    for entry in tokenizer.get("added_tokens") or []:
-        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and _is_id(entry.get("id")):
+    for entry in objects(tokenizer.get("added_tokens")):
+        if isinstance(entry.get("content"), str) and _is_id(entry.get("id")):
             special = entry.get("special") is True
             tokens[entry["id"]] = AddedToken(entry["content"], special, entry.get("normalized", not special) is True)
     config = checkpoint.object("tokenizer_config.json")

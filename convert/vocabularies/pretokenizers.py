@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from gguforge.convert.json_file import Json
+from gguforge.convert.json_file import Json, objects
 from gguforge.quant.errors import CheckpointError
 
 Warn = Callable[[str], None]
@@ -123,9 +123,8 @@ def find_pretokenizer(tokenizer: Json, tidies_spaces: bool, path: Path) -> str:
 def _begins_with_bos(tokenizer: Json) -> bool:
     """Whether a template puts a token before every text, as Llama 3's does."""
     processor = tokenizer.get("post_processor")
-    parts = processor.get("processors", [processor]) if isinstance(processor, dict) else []
-    singles = [part.get("single") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    return any(isinstance(single, list) and single and "SpecialToken" in single[0] for single in singles)
+    parts = objects(processor.get("processors", [processor])) if isinstance(processor, dict) else []
+    return any("SpecialToken" in step for part in parts for step in objects(part.get("single"))[:1])
 
 
 def structure(pre_tokenizer: object) -> tuple[Step, ...]:
@@ -169,9 +168,8 @@ def normalizer_metadata(tokenizer: Json, warn: Warn) -> dict[str, bool]:
     def read(normalizer: Json) -> None:
         kind = normalizer.get("type")
         if kind == "Sequence":
-            for part in normalizer.get("normalizers") or []:
-                if isinstance(part, dict):
-                    read(part)
+            for part in objects(normalizer.get("normalizers")):
+                read(part)
         elif kind == "Lowercase":
             flags["lowercase"] = True
         elif kind == "StripAccents":

@@ -7,6 +7,7 @@ special status. A tokenizer.model that holds a tiktoken vocabulary (early Llama 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from gguforge.convert.checkpoint import Checkpoint, inside
 from gguforge.convert.json_file import Json
@@ -74,8 +75,12 @@ def _read_pieces(checkpoint: Checkpoint) -> list[Token]:
     model = SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(path.read_bytes())
-    except (RuntimeError, OSError):
+        return _pieces(model)
+    except (RuntimeError, OSError, UnicodeDecodeError):
         raise CheckpointError("this is no sentencepiece model", path=path, remedy="Download it again.") from None
+
+
+def _pieces(model: Any) -> list[Token]:
     ids = list(range(model.vocab_size()))
     flags = zip(model.IsUnknown(ids), model.IsControl(ids), model.IsUnused(ids), model.IsByte(ids), strict=True)
     pieces = zip(model.IdToPiece(ids), model.GetScore(ids), flags, strict=True)

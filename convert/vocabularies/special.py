@@ -15,7 +15,7 @@ from typing import Any
 from gguf.constants import GGUFValueType
 
 from gguforge.convert.checkpoint import Checkpoint
-from gguforge.convert.json_file import Json
+from gguforge.convert.json_file import Json, objects
 from gguforge.quant.metadata import Value, array, boolean, string, uint32
 
 Warn = Callable[[str], None]
@@ -60,7 +60,8 @@ def special_metadata(checkpoint: Checkpoint, tokenizer: Json, vocab_size: int, w
             _read_processor(roles, processor, bool(config), warn)
     ids: dict[str, int] = {}
     if config:
-        known = {entry.get("content"): entry.get("id") for entry in reversed(_entries(tokenizer.get("added_tokens")))}
+        entries = reversed(objects(tokenizer.get("added_tokens")))  # the first of equal texts counts
+        known = {entry["content"]: entry.get("id") for entry in entries if isinstance(entry.get("content"), str)}
         for role in (*ROLES, *roles.extra):
             if isinstance(flag := config.get(f"add_{role}_token"), bool):
                 roles.flags.setdefault(role, flag)
@@ -77,10 +78,6 @@ def content(entry: object) -> str | None:
     """The text of a special token's entry, which is a string or an object with `content`."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) and text else None
-
-
-def _entries(value: object) -> list[Json]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _set_id(ids: dict[str, int], role: str, i: Any, vocab_size: int, warn: Warn) -> None:
@@ -103,7 +100,7 @@ def _processors(tokenizer: Json) -> list[Json]:
     processor = tokenizer.get("post_processor")
     if not isinstance(processor, dict):
         return []
-    return _entries(processor["processors"]) if "processors" in processor else [processor]
+    return objects(processor["processors"]) if "processors" in processor else [processor]
 
 
 def _read_processor(roles: _Roles, processor: Json, has_config: bool, warn: Warn) -> None:
@@ -123,7 +120,7 @@ def _read_processor(roles: _Roles, processor: Json, has_config: bool, warn: Warn
 
 def _read_template(roles: _Roles, processor: Json, has_config: bool, warn: Warn) -> None:
     """What a template puts before and after a text, and between two texts."""
-    single, pair = (_entries(processor.get(name)) for name in ("single", "pair"))
+    single, pair = (objects(processor.get(name)) for name in ("single", "pair"))
     first = last = None
     if len(single) > 1:
         if first := _special(single[0]):
@@ -197,7 +194,7 @@ def chat_templates(checkpoint: Checkpoint, warn: Warn) -> dict[str, Value]:
         warn(f"chat_template is {type(template).__name__}, neither text nor list; left out")
     named = {
         re.sub(r"[^A-Za-z0-9]", "_", entry["name"]): entry["template"]
-        for entry in _entries(template)
+        for entry in objects(template)
         if isinstance(entry.get("name"), str) and entry["name"] and isinstance(entry.get("template"), str)
     }
     default = named.pop("default", "")
