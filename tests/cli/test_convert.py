@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -116,10 +115,12 @@ def test_no_permission(llama: Path, tmp_path: Path) -> None:
     refused(run(llama, "-o", locked / "m.gguf"), "ermission")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full's relative: a limit on file sizes")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as only Linux does")
 def test_no_space_leaves_nothing(llama: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "m.gguf"
     output.parent.mkdir()
+
+    import resource
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
