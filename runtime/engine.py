@@ -286,7 +286,7 @@ def _rounded(count: int) -> str:
 def _type_name(file: GGUFFile) -> str:
     """The preset that the file names, or the block type that holds most of its bytes."""
     entry = file.metadata.get("general.file_type")
-    if entry is not None and entry.value in set(LlamaFileType):
+    if entry is not None and isinstance(entry.value, int) and entry.value in set(LlamaFileType):
         return str(LlamaFileType(entry.value).name).removeprefix("MOSTLY_").removeprefix("ALL_")
     sizes: dict[str, int] = {}
     for tensor in file.tensors:
