@@ -29,6 +29,7 @@ MAX_ALIGNMENT = 65536
 MAX_ELEMENTS = 2**63 - 1  # ggml counts elements and bytes in int64
 MIN_PAIR_BYTES = 8 + 1 + 4 + 1  # key length, one letter, type, one byte
 MIN_TENSOR_BYTES = 8 + 4 + 4 + 8  # name length, dimensions, type, offset
+MAX_ITEMS = 2**26  # of an array, 250 times the largest vocabulary: 9 bytes of memory for each byte of a u8 array
 KEPT_HEADER_BYTES = 1 << 20  # the first window; a longer header is mapped whole
 
 
@@ -207,6 +208,8 @@ class _Reader:
         if item == GGUFValueType.ARRAY:
             raise self.fail(f"{what} is an array of arrays")
         count = self.number("Q", f"the length of {key!r}")
+        if count > MAX_ITEMS:
+            raise self.fail(f"{what} is too long", expected=f"at most {MAX_ITEMS} elements", found=count)
         return Value(kind, self.items(item, count, what), item)
 
     def items(self, kind: GGUFValueType, count: int, what: str) -> list[Scalar]:
