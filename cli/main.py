@@ -54,9 +54,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
-@click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version",
     is_flag=True,
@@ -118,6 +116,7 @@ def describe_os_error(error: OSError) -> str:
         errno.ENOSPC: ". Free some space or write to another disk.",
         errno.EACCES: ". Check the permissions of the file and its folder.",
         errno.EROFS: ". Write to another folder.",
+        errno.EFBIG: ". The filesystem or this process allows no file of that size.",
         errno.EDQUOT: ". Your quota on this disk is used up.",
     }
     return f"{where}{(error.strerror or str(error)).lower()}{remedies.get(error.errno or 0, '')}"

@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gguforge.quant.errors import OutputError
+from gguforge.quant.errors import InputError, OutputError
 
 fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that can only be about the output, never about an input."""
 
 
 @contextlib.contextmanager
@@ -35,10 +39,12 @@ def replacing(target: Path, size: int, overwrite: bool = False) -> Iterator[Path
     """
     target = Path(os.path.realpath(target))
     check_target(target, overwrite)
-    part = target.with_name(target.name + ".part")
+    part = part_of(target)
     descriptor = _claim(part)
-    try:
+    with contextlib.ExitStack() as claim:
+        claim.callback(os.close, descriptor)
         try:
+            os.truncate(descriptor, 0)
             preallocate(descriptor, part, size)
             yield part
             found = os.fstat(descriptor).st_size
@@ -50,13 +56,24 @@ def replacing(target: Path, size: int, overwrite: bool = False) -> Iterator[Path
                     found=f"{found}",
                 )
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+            check_target(target, overwrite)  # again: it may have come into being meanwhile
+            if fcntl is None:
+                claim.close()  # Windows renames no open file; elsewhere the lock is held until the name is gone
+            os.replace(part, target)
+        except BaseException as error:
+            if fcntl is None:
+                claim.close()
+            with contextlib.suppress(OSError):
+                part.unlink()
+            if isinstance(error, OSError) and error.filename is None and error.errno in REFUSED_WRITES:
+                error.filename = os.fspath(target)
+            raise
     sync_directory(target.parent)
+
+
+def part_of(target: Path) -> Path:
+    """The part file of a target whose links are resolved."""
+    return target.with_name(target.name + ".part")
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -76,8 +93,10 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def _claim(part: Path) -> int:
-    """Open the part file for this run alone and empty it."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    """Open the part file for this run alone; a symbolic link in its place is refused."""
+    flags = os.O_RDWR | os.O_CREAT
+    for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW"):
+        flags |= getattr(os, name, 0)
     busy = OutputError(
         "another run is writing this file",
         path=part,
@@ -88,16 +107,38 @@ def _claim(part: Path) -> int:
             return os.open(part, flags | os.O_EXCL, 0o666)
         except FileExistsError:
             raise busy from None
-    descriptor = os.open(part, flags, 0o666)
+    while True:
+        descriptor = os.open(part, flags, 0o666)
+        try:
+            _lock(descriptor)
+            if _is_named(descriptor, part):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise busy from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the run that held it has just renamed or removed it
+
+
+def _lock(descriptor: int) -> None:
+    """Take the lock or raise BlockingIOError; filesystems that know no locks are trusted to one run at a time."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise busy from None
-        raise
-    os.truncate(descriptor, 0)
-    return descriptor
+        if error.errno == errno.EACCES:
+            raise BlockingIOError from None
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def preallocate(descriptor: int, path: Path, size: int) -> None:
@@ -114,13 +155,13 @@ def preallocate(descriptor: int, path: Path, size: int) -> None:
     if free < size:
         raise no_space
     reserve: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
-    if reserve is None:
+    if reserve is None or not size:
         os.truncate(descriptor, size)
         return
     try:
-        reserve(descriptor, 0, max(size, 1))
+        reserve(descriptor, 0, size)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno == errno.ENOSPC:
             raise no_space from None
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
@@ -131,7 +172,7 @@ def copy_range(source: int, source_offset: int, target: int, target_offset: int,
     """Copy bytes between two open files, inside the kernel where it can.
 
     Raises:
-        OutputError: the source ends early.
+        InputError: the source ends early.
     """
     kernel_copy = getattr(os, "copy_file_range", None)
     while nbytes:
@@ -156,7 +197,7 @@ def copy_range(source: int, source_offset: int, target: int, target_offset: int,
             os.lseek(source, source_offset, os.SEEK_SET)
             data = os.read(source, min(nbytes, 1 << 22))
             if not data:
-                raise OutputError("the input became shorter while it was read")
+                raise InputError("the input became shorter while it was read")
             write_at(target, target_offset, data)
             copied = len(data)
         source_offset, target_offset, nbytes = source_offset + copied, target_offset + copied, nbytes - copied
@@ -171,12 +212,10 @@ def write_at(descriptor: int, offset: int, data: bytes | memoryview) -> None:
 
 
 def sync_directory(folder: Path) -> None:
-    """Make a rename durable, where directories can be synced (not on Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network filesystems refuse; the rename itself is done
+    """Make a rename durable where directories can be synced; where not (Windows), the rename itself is done."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -26,8 +26,8 @@ import numpy as np
 from gguforge.quant.blocks import block_type, encode
 from gguforge.quant.blocks.base import REGISTRY
 from gguforge.quant.errors import DataError, GGUForgeError, InputError, OutputError
-from gguforge.quant.files import copy_range, replacing, write_at
-from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.files import copy_range, part_of, replacing, write_at
+from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.sources import Bytes, Floats
 
@@ -35,11 +35,13 @@ ENCODE_SLAB = 1 << 17  # elements: 512 KiB of float32, and about ten times that 
 COPY_SLAB = 1 << 22  # bytes
 BASE_MEMORY = 60 << 20  # bytes of an idle process with NumPy loaded
 SLAB_MEMORY = 24 << 20  # bytes a worker needs beyond that, for one slab of ordinary rows
+LOCK_PATIENCE = 1.0  # seconds; taking a number from the counter takes microseconds
+HELD_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Progress = Callable[[int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slab:
     """Rows `start:stop` of tensor number `index`."""
 
@@ -110,22 +112,25 @@ def write(
 
 
 def check_inputs(plan: Plan, output: Path) -> None:
-    """Refuse a plan that reads what it overwrites, or whose types have no encoder."""
+    """Refuse a plan that reads what it overwrites (part file included), or whose types have no encoder."""
     for tensor in plan.tensors:
         if not tensor.is_copy:
             block_type(tensor.type), block_type(tensor.source.type)
-    if not output.exists():
-        return
+    target = Path(os.path.realpath(output))
+    overwritten = [path for path in (target, part_of(target)) if path.exists()]
     for path in {path for tensor in plan.tensors for path in tensor.source.paths}:
-        if os.path.samefile(path, output):
+        if any(os.path.samefile(path, one) for one in overwritten):
             raise OutputError("output and input are the same file", path=output, remedy="Choose another name with -o.")
 
 
 def verify(plan: Plan, path: Path) -> None:
     """Read the written file back with the strict reader and compare it with the plan."""
     found = read_gguf(path)
-    wanted = [(tensor.name, tensor.shape, tensor.type) for tensor in plan.tensors]
-    if [(tensor.name, tensor.shape, tensor.type) for tensor in found.tensors] != wanted or found.size != plan.size:
+    layouts = [
+        [(tensor.name, dimensions_on_disk(tensor.shape), tensor.type) for tensor in tensors]
+        for tensors in (plan.tensors, found.tensors)
+    ]
+    if layouts[0] != layouts[1] or list(found.metadata) != list(plan.metadata) or found.size != plan.size:
         raise OutputError(
             "the written file is not what was planned", path=path, remedy="Check the disk, and report this."
         )
@@ -203,14 +208,21 @@ class _Team:
         self.connections: list[Connection[Any, Any]] = []
         context: Any = multiprocessing.get_context(start_method())
         self.counter = context.Value("q", 0) if workers > 1 else _Counter()
-        for _ in range(workers - 1):
-            receiver, sender = context.Pipe(duplex=False)
-            arguments = (plan, part, self.counter, sender, os.getpid())
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+        try:
+            for _ in range(workers - 1):
+                self._start(context, plan, part)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+
+    def _start(self, context: Any, plan: Plan, part: Path) -> None:
+        receiver, sender = context.Pipe(duplex=False)
+        self.connections.append(receiver)
+        arguments = (plan, part, self.counter, sender, os.getpid())
+        process = context.Process(target=_serve, args=arguments, daemon=True)
+        with sender, _signals_held():
             process.start()
-            sender.close()
             self.processes.append(process)
-            self.connections.append(receiver)
 
     def __enter__(self) -> _Team:
         return self
@@ -227,9 +239,12 @@ class _Team:
         self.filler.close()
 
     def run(self, progress: Progress) -> None:
-        while (index := _next(self.counter)) < len(self.work):
-            progress(self.filler.fill(self.work[index]))
+        def listen() -> None:
             self._listen(progress, timeout=0)
+
+        while (index := _next(self.counter, listen)) < len(self.work):
+            progress(self.filler.fill(self.work[index]))
+            listen()
         while self.connections:
             self._listen(progress, timeout=None)
 
@@ -238,7 +253,7 @@ class _Team:
         for connection in [one for one in self.connections if one in ready]:
             try:
                 message = connection.recv()
-            except EOFError:
+            except (EOFError, OSError):  # it ended between two messages, or within one
                 remedy = "Memory may have run out: try fewer --workers."
                 raise GGUForgeError("a worker process was killed", remedy=remedy) from None
             if isinstance(message, BaseException):
@@ -259,10 +274,20 @@ class _Counter:
         return threading.Lock()
 
 
-def _next(counter: Any) -> int:
-    with counter.get_lock():
+def _next(counter: Any, while_waiting: Callable[[], None]) -> int:
+    """The number of the next slab.
+
+    A process that is killed takes the counter's lock with it, so those who wait for the lock look around at times:
+    `while_waiting` raises when there is nothing left to wait for.
+    """
+    lock = counter.get_lock()
+    while not lock.acquire(timeout=LOCK_PATIENCE):
+        while_waiting()
+    try:
         index: int = counter.value
         counter.value = index + 1
+    finally:
+        lock.release()
     return index
 
 
@@ -270,17 +295,44 @@ def _serve(plan: Plan, part: Path, counter: Any, sender: Connection[Any, Any], p
     """A worker's life: fill slabs, report bytes, end with None or the error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the first process ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+
+    def leave_if_orphaned() -> None:
+        if _is_orphaned(parent):  # the first process was killed: nobody wants the rest
+            raise SystemExit
+
     work = list(slabs(plan))
-    filler = _Filler(plan, part)
     with suppress(BrokenPipeError):
         try:
-            while (index := _next(counter)) < len(work):
+            filler = _Filler(plan, part)
+            while (index := _next(counter, leave_if_orphaned)) < len(work):
                 sender.send(filler.fill(work[index]))
-                if os.name == "posix" and os.getppid() != parent:
-                    return  # the first process was killed: nobody wants the rest
+                leave_if_orphaned()
             sender.send(None)
         except (GGUForgeError, OSError, MemoryError) as error:
             sender.send(error)
+
+
+def _is_orphaned(parent: int) -> bool:
+    """Whether the process that started this one has died."""
+    if os.name == "posix":
+        return os.getppid() != parent
+    first = multiprocessing.parent_process()
+    return first is not None and not first.is_alive()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Keep back Ctrl-C and SIGTERM, here and in a process started in the block: it is not ready for them yet."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_method() -> str:
