@@ -8,7 +8,9 @@ score. Other models (WordPiece, Unigram) are refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from gguforge.convert.checkpoint import Checkpoint
 from gguforge.convert.json_file import TOKENIZER_LIMIT, Json, objects
@@ -36,15 +38,15 @@ class BPE:
     """tokenizer.json, checked.
 
     Attributes:
-        json: the whole file.
+        json: the file without the two long lists below.
         vocabulary: id by text.
-        merges: pairs, best first.
+        merges: best first, each two texts with a space between, or a list of two texts.
         added: by id, tokenizer_config.json's included.
     """
 
     json: Json
     vocabulary: dict[str, int]
-    merges: list[tuple[str, str]]
+    merges: list[Any]
     added: dict[int, AddedToken]
 
     @property
@@ -53,6 +55,10 @@ class BPE:
         decoder = self.json.get("decoder")
         kind = decoder.get("type") if isinstance(decoder, dict) else None
         return self.json["model"].get("byte_fallback") is True and kind == "Sequence"
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """The merges as pairs, one at a time: there are hundreds of thousands."""
+        return (pair for merge in self.merges if (pair := _pair(merge)) is not None)
 
 
 def read_bpe(checkpoint: Checkpoint) -> BPE:
@@ -67,15 +73,15 @@ def read_bpe(checkpoint: Checkpoint) -> BPE:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         found = model.get("type") if isinstance(model, dict) else None
         raise CheckpointError("the tokenizer's model cannot be converted", path=path, expected="BPE", found=found)
-    vocabulary = model.get("vocab")
+    vocabulary, merges = model.pop("vocab", None), model.pop("merges", None) or []
     if not isinstance(vocabulary, dict) or not all(map(_is_id, vocabulary.values())):
         raise CheckpointError("vocab is no table of ids", path=path)
-    listed = model.get("merges") or []
-    merges = [_pair(merge) for merge in listed] if isinstance(listed, list) else [None]
-    if None in merges:
-        raise CheckpointError("a merge is no pair of texts", path=path, found=repr(listed)[:60])
-    added = _added_tokens(tokenizer, vocabulary, checkpoint)
-    return BPE(tokenizer, vocabulary, [merge for merge in merges if merge is not None], added)
+    if not isinstance(merges, list):
+        raise CheckpointError("merges are no list", path=path)
+    odd = next((merge for merge in merges if _pair(merge) is None), None)
+    if odd is not None or None in merges:
+        raise CheckpointError("a merge is no pair of texts", path=path, found=repr(odd)[:60])
+    return BPE(tokenizer, vocabulary, merges, _added_tokens(tokenizer, vocabulary, checkpoint))
 
 
 def _is_id(value: object) -> bool:
@@ -145,7 +151,7 @@ def byte_fallback_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> l
         CheckpointError: the tokenizer has ids beyond `vocab_size`.
     """
     tokens = _base_tokens(bpe, vocab_size, checkpoint)
-    scores = merge_scores(bpe.merges)
+    scores = merge_scores(bpe.pairs())
     unknown = bpe.json["model"].get("unk_token")
     for text, i in bpe.vocabulary.items():
         kind = Kind.BYTE if BYTE_PIECE.fullmatch(text) else Kind.UNKNOWN if text == unknown else Kind.NORMAL
@@ -168,7 +174,7 @@ def _base_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> list[Toke
     return tokens
 
 
-def merge_scores(merges: list[tuple[str, str]]) -> dict[str, float]:
+def merge_scores(merges: Iterable[tuple[str, str]]) -> dict[str, float]:
     """Scores under which sentencepiece's algorithm merges as BPE does: minus the order in which tokens first appear.
 
     >>> merge_scores([("a", "b"), ("c", "d"), ("ab", "c"), ("a", "bc")])
@@ -183,11 +189,14 @@ def merge_scores(merges: list[tuple[str, str]]) -> dict[str, float]:
 def written_merges(bpe: BPE) -> list[str]:
     """Merges as GGUF holds them: two texts with a space between; spaces inside them as GPT-2's byte map writes them.
 
-    >>> written_merges(BPE({}, {}, [("\u0120", "t"), (" ", "x")], {}))
+    >>> written_merges(BPE({}, {}, ["\u0120 t", [" ", "x"]], {}))
     ['Ġ t', 'Ġ x']
     """
     space = "\u0120"
-    return [f"{left.replace(' ', space)} {right.replace(' ', space)}" for left, right in bpe.merges]
+    return [
+        merge if isinstance(merge, str) else f"{merge[0].replace(' ', space)} {merge[1].replace(' ', space)}"
+        for merge in bpe.merges
+    ]
 
 
 def byte_characters() -> dict[str, int]:
