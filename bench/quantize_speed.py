@@ -122,7 +122,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model-bf16.gguf"
         maker = multiprocessing.Process(target=make_model, args=(source, given.layers, 1280, 3584, 16384))
-        maker.start()  # in a process of its own: children's peak memory starts from that of the process that starts them
+        maker.start()  # apart: the peak memory of children starts from that of the process that starts them
         maker.join()
         print(f"Input: {source.stat().st_size / 1e6:.0f} MB of BF16; {given.rounds} rounds by turns.\n")
         print("| preset | threads | llama-quantize wall / CPU s | gguforge wall / CPU s | speed | CPU | our memory |")

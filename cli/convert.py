@@ -77,7 +77,7 @@ def command(
 
 def file_type_name(plan: Plan) -> str:
     """The name of a plan's `general.file_type`, as `--type` takes it: Q4_K_M, BF16."""
-    from gguf.constants import LlamaFileType
+    from gguforge.quant.constants import LlamaFileType
 
     number = plan.metadata["general.file_type"].value
     assert isinstance(number, int)

@@ -11,8 +11,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType
-
 from gguforge.convert.architectures import find_architecture
 from gguforge.convert.architectures.base import UNDERSTOOD, Architecture, Row, check, dimensions, hyperparameters
 from gguforge.convert.checkpoint import Checkpoint, read_checkpoint
@@ -22,6 +20,7 @@ from gguforge.convert.names import file_name
 from gguforge.convert.operations import CAST_DTYPES, CastToFloat, PermuteHeads
 from gguforge.convert.safetensors import StoredTensor
 from gguforge.convert.vocabularies import tokenizer_metadata
+from gguforge.quant.constants import GGML_QUANT_VERSION, GGMLQuantizationType
 from gguforge.quant.errors import CheckpointError
 from gguforge.quant.metadata import Value, boolean, string, uint32
 from gguforge.quant.plan import Plan, TensorPlan

@@ -13,11 +13,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gguf.constants import GGUFValueType
-
 from gguforge.convert.checkpoint import Checkpoint
 from gguforge.convert.json_file import Json
 from gguforge.convert.names import NameParts, parse_name, size_label, titled
+from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.errors import CheckpointError
 from gguforge.quant.metadata import Value, array, float32, int32, string, uint32
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.sources import Bytes, FileSource, Source, map_window
 
 CAST_DTYPES = {

@@ -15,8 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gguf.constants import LlamaFileType
-
+from gguforge.quant.constants import LlamaFileType
 from gguforge.quant.errors import EngineError
 from gguforge.quant.reader import GGUFFile, read_gguf
 from gguforge.runtime.checks import check_runnable

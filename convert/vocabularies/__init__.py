@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gguf.constants import GGUFValueType
-
 from gguforge.convert.checkpoint import Checkpoint
 from gguforge.convert.vocabularies.bpe import (
     BPE,
@@ -19,6 +17,7 @@ from gguforge.convert.vocabularies.pretokenizers import NAMES, find_pretokenizer
 from gguforge.convert.vocabularies.sentencepiece import is_sentencepiece, sentencepiece_tokens
 from gguforge.convert.vocabularies.special import chat_templates, special_metadata
 from gguforge.convert.vocabularies.tokens import token_metadata
+from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.errors import CheckpointError
 from gguforge.quant.metadata import Value, array, boolean
 

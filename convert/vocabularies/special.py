@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gguf.constants import GGUFValueType
-
 from gguforge.convert.checkpoint import Checkpoint
 from gguforge.convert.json_file import Json, objects
+from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.metadata import Value, array, boolean, string, uint32
 
 Warn = Callable[[str], None]

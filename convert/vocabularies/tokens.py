@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from gguf.constants import GGUFValueType
-
+from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.metadata import Value, array, string
 
 ADDED_SCORE = -1000.0
