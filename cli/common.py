@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gguforge.quant.errors import printable
+
 if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+WIDEST_COLUMN = 80
+"""Longer cells stick out: one hostile name must not widen every line of a table."""
 
 
 def quiet_option(command: Command) -> Command:
@@ -63,7 +68,7 @@ def progress_bar(total: int, label: str, quiet: bool) -> Iterator[Callable[[int]
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows as aligned columns, the first row being the head; columns listed in `right` align right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [min(WIDEST_COLUMN, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     lines = (
         "  ".join(
             cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
@@ -98,7 +103,7 @@ def print_fallbacks(plan: Plan) -> None:
         if tensor.fallback is not None:
             groups.setdefault((tensor.fallback.name, tensor.type.name, tensor.row_length), []).append(tensor.name)
     for (wanted, got, length), names in groups.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        shown = printable(", ".join(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         click.echo(f"{got} instead of {wanted} (rows of {length} are no whole number of blocks): {shown}", err=True)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gguforge.cli.common import in_words, table
+from gguforge.quant.errors import InputError, printable
 
 if TYPE_CHECKING:
     from gguforge.quant.metadata import Value
@@ -38,14 +41,30 @@ def command(model: str, only: str | None, as_json: bool) -> None:
 
     file = read_gguf(model)
     if as_json:
-        click.echo(json.dumps(describe(file), ensure_ascii=True))
-        return
-    parts = {
-        "metadata": metadata_lines(file, full=True),
-        "tensors": tensor_lines(file),
-        "template": template(file) or "",
-    }
-    click.echo(parts[only] if only else summary(file))
+        click.echo(json.dumps(describe(file), ensure_ascii=True, allow_nan=False))
+    elif only == "metadata":
+        click.echo(metadata_lines(file, full=True))
+    elif only == "tensors":
+        click.echo(tensor_lines(file))
+    elif only == "template":
+        print_template(file)
+    else:
+        click.echo(summary(file))
+
+
+def print_template(file: GGUFFile) -> None:
+    """The template byte for byte, so that it can be hashed and compared; in a terminal, without control characters.
+
+    Raises:
+        InputError: there is none.
+    """
+    text = template(file)
+    if text is None:
+        raise InputError("no chat template inside", path=file.path)
+    if sys.stdout.isatty():
+        click.echo("\n".join(printable(line) for line in text.split("\n")))
+    else:
+        click.echo(text.encode("utf-8", "surrogateescape"), nl=False)
 
 
 def describe(file: GGUFFile) -> dict[str, Any]:
@@ -59,7 +78,7 @@ def describe(file: GGUFFile) -> dict[str, Any]:
         "bits_per_weight": round(bits_per_weight(file), 4),
         "chat_template_sha256": template_hash(text) if text is not None else None,
         "metadata": {
-            key: {"type": value.kind.name, "value": value.value}
+            key: {"type": value.kind.name, "value": plain(value.value)}
             | ({"item": value.item.name} if value.item is not None else {})
             for key, value in file.metadata.items()
         },
@@ -68,6 +87,17 @@ def describe(file: GGUFFile) -> dict[str, Any]:
             for t in file.tensors
         ],
     }
+
+
+def plain(value: object) -> object:
+    """A value as JSON can hold it, which knows no NaN and no infinity: they become text.
+
+    >>> plain([1, float("-inf")])
+    [1, '-inf']
+    """
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def template(file: GGUFFile) -> str | None:
@@ -146,11 +176,6 @@ def show_scalar(value: object, full: bool) -> str:
         text = printable(value)
         return text if full or len(text) <= SHOWN_LETTERS else text[: SHOWN_LETTERS - 3] + "..."
     return f"{value:.7g}" if isinstance(value, float) else str(value)
-
-
-def printable(text: str) -> str:
-    """Text that cannot move the cursor or fake other lines, whatever the file says."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def type_lines(file: GGUFFile) -> str:

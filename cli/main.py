@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
 import click
 
-from gguforge.quant.errors import GGUForgeError
+from gguforge.quant.errors import GGUForgeError, printable
+from gguforge.runtime.interrupt import exit_on_sigterm
 
 COMMANDS = {
     "convert": "Turn a Hugging Face checkpoint into a GGUF file of any type, in one pass.",
@@ -74,8 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words[: words.index("--")] if "--" in words else "--debug" in words
     if debug:
         words = ["--debug", *(word for word in words if word != "--debug")]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows few letters gets escapes for the others
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = cli.main(args=words, prog_name="gguforge", standalone_mode=False)
+        with exit_on_sigterm():
+            code = cli.main(args=words, prog_name="gguforge", standalone_mode=False)
     except BaseException as error:
         if debug and not isinstance(error, SystemExit | click.exceptions.Exit):
             raise
@@ -119,7 +125,7 @@ def describe_os_error(error: OSError) -> str:
         errno.EFBIG: ". The filesystem or this process allows no file of that size.",
         errno.EDQUOT: ". Your quota on this disk is used up.",
     }
-    return f"{where}{(error.strerror or str(error)).lower()}{remedies.get(error.errno or 0, '')}"
+    return printable(f"{where}{(error.strerror or str(error)).lower()}{remedies.get(error.errno or 0, '')}")
 
 
 def _complain(line: str) -> None:

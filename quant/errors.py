@@ -63,7 +63,7 @@ class GGUForgeError(Exception):
             line += f" ({', '.join(sides)})"
         if self.remedy is not None:
             line += f". {self.remedy}"
-        return _printable(line)
+        return printable(line)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep every field when the error crosses from a worker process."""
@@ -120,6 +120,10 @@ def _rebuild(kind: type[GGUForgeError], what: str, path: str, tensor: str, *rest
     return kind(what, path=path, tensor=tensor, expected=expected, found=found, remedy=remedy)  # type: ignore[arg-type]
 
 
-def _printable(text: str) -> str:
-    """One line whatever a hostile file put into a name: control characters are shown, never sent to the terminal."""
+def printable(text: str) -> str:
+    r"""One line whatever a hostile file put into a name: control characters are shown, never sent to the terminal.
+
+    >>> print(printable("\x1b[2J naïve"))
+    \x1b[2J naïve
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
