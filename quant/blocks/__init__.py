@@ -22,9 +22,18 @@ def block_type(type: GGMLQuantizationType) -> type[Block]:
     return REGISTRY[type]
 
 
-def encode(rows: Floats, type: GGMLQuantizationType) -> Bytes:
-    """Rows of float32, shape (..., row length), as blocks: shape (..., bytes per row)."""
-    return block_type(type).encode(rows)
+def encode(rows: Floats, type: GGMLQuantizationType, weights: Floats | None = None) -> Bytes:
+    """Rows of float32, shape (..., row length), as blocks: shape (..., bytes per row).
+
+    Args:
+        rows: finite float32.
+        type: the block type.
+        weights: importance of each column, shape (row length,); types without a use for it ignore it.
+
+    Raises:
+        InputError: the type is not supported, or needs weights.
+    """
+    return block_type(type).encode(rows, weights)
 
 
 def decode(data: Bytes, type: GGMLQuantizationType) -> Floats:

@@ -6,12 +6,14 @@ not search for scales: that is `gguforge.quant.search`. Structs: ggml/src/ggml-c
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguforge.quant.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguforge.quant.errors import InputError
+from gguforge.quant.search.base import f32, scratch
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -19,7 +21,13 @@ Blocks = NDArray[np.void]
 
 f2, u1, i1, u4 = "<f2", "u1", "i1", "<u4"  # the field types of the C structs
 
+WEIGHTED_TILE = 1 << 17  # elements
+
 REGISTRY: dict[GGMLQuantizationType, type[Block]] = {}
+
+# What a type makes of the importance w of a column, for a weight x: nothing; w itself; or w * sqrt(m + x^2), where m is
+# the mean of x^2 over the row or the block, or twice that of the block.
+Importance = Literal["ignored", "plain", "row", "block", "twice"]
 
 
 class Block:
@@ -32,12 +40,18 @@ class Block:
         size: elements in a block.
         layout: one block as a structured dtype.
         tile: blocks handled at once: many enough to hide the cost of a NumPy call, few enough for the caches.
+        weighted_tile: the same where weights have importance: then every type searches.
+        importance: what it makes of an importance matrix.
+        required: whether it cannot be encoded without one.
     """
 
     type: ClassVar[GGMLQuantizationType]
     size: ClassVar[int]
     layout: ClassVar[np.dtype[np.void]]
     tile: ClassVar[int] = 512
+    weighted_tile: ClassVar[int] = 512
+    importance: ClassVar[Importance] = "ignored"
+    required: ClassVar[bool] = False
 
     def __init_subclass__(
         cls,
@@ -45,6 +59,9 @@ class Block:
         type: GGMLQuantizationType | None = None,
         size: int = 0,
         tile: int = 512,
+        weighted_tile: int | None = None,
+        importance: Importance = "ignored",
+        required: bool = False,
         abstract: bool = False,
         **fields: str | tuple[str, int],
     ) -> None:
@@ -52,7 +69,8 @@ class Block:
             return
         assert type is not None
         assert type not in REGISTRY, f"{type.name} is declared twice"
-        cls.type, cls.size, cls.tile = type, size, tile
+        cls.type, cls.size, cls.tile, cls.importance, cls.required = type, size, tile, importance, required
+        cls.weighted_tile = weighted_tile or WEIGHTED_TILE // size
         cls.layout = np.dtype(
             [(name, *(field if isinstance(field, tuple) else (field,))) for name, field in fields.items()]
         )
@@ -62,8 +80,8 @@ class Block:
         REGISTRY[type] = cls
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        """Fill `out` (n blocks) from `x`, shape (n, size), C-contiguous, finite."""
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
+        """Fill `out` (n blocks) from `x`, shape (n, size), C-contiguous, finite; `w` is the importance of each."""
         raise NotImplementedError
 
     @staticmethod
@@ -72,22 +90,36 @@ class Block:
         raise NotImplementedError
 
     @classmethod
-    def encode(cls, rows: Floats) -> Bytes:
+    def encode(cls, rows: Floats, weights: Floats | None = None) -> Bytes:
         """Quantize rows of float32.
 
         Args:
             rows: shape (..., row length), row length a multiple of `size`; finite. Values that overflow the type's
                 scales give blocks that `is_finite` refuses.
+            weights: importance of each column, shape (row length,), not negative, finite.
 
         Returns:
             shape (..., bytes per row).
+
+        Raises:
+            InputError: this type needs weights, and there are none.
         """
         assert rows.shape[-1] % cls.size == 0
+        if weights is None and cls.required:
+            raise InputError(
+                f"block type {cls.type.name} needs an importance matrix", remedy="Pass one, or choose another type."
+            )
         blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, cls.size)
         out = np.empty(len(blocks), cls.layout)
         with np.errstate(all="ignore"):  # the C code divides by zero and overflows freely; results are checked instead
-            for start in range(0, len(blocks), cls.tile):
-                cls.encode_blocks(blocks[start : start + cls.tile], out[start : start + cls.tile])
+            weigh = None
+            if weights is not None and cls.importance != "ignored":
+                weigh = Weigher(cls, rows.shape[-1], blocks, weights)
+            size = cls.tile if weigh is None else cls.weighted_tile
+            for start in range(0, len(blocks), size):
+                tile = slice(start, start + size)
+                w = None if weigh is None else weigh(tile)
+                cls.encode_blocks(blocks[tile], w, out[tile])
         return out.view(np.uint8).reshape(*rows.shape[:-1], -1)
 
     @classmethod
@@ -106,3 +138,43 @@ class Block:
         blocks = np.ascontiguousarray(data).view(np.uint8).reshape(-1).view(cls.layout)
         fields = [name for name in cls.layout.names or () if cls.layout[name].kind == "f"]
         return all(bool(np.isfinite(blocks[name]).all()) for name in fields)
+
+
+class Weigher:
+    """The importance of every weight of a tile of blocks, from that of the columns (see `Importance`)."""
+
+    def __init__(self, kind: type[Block], length: int, blocks: Floats, weights: Floats) -> None:
+        assert weights.shape == (length,)
+        self.kind, self.blocks = kind, blocks
+        self.columns = np.ascontiguousarray(weights, np.float32).reshape(-1, kind.size)
+        if kind.importance == "row":
+            rows = blocks.reshape(-1, length)
+            self.mean = np.array([sum_in_order(row * row) for row in rows], np.float32) / f32(length)
+
+    def __call__(self, tile: slice) -> Floats:
+        """Shape (n, size), in working memory."""
+        x, w = self.blocks[tile], scratch("importance", self.blocks[tile].shape)
+        index = np.arange(*tile.indices(len(self.blocks)))
+        columns = self.columns.take(index % len(self.columns), axis=0, out=scratch("columns", x.shape), mode="clip")
+        if self.kind.importance == "plain":
+            return columns
+        np.square(x, out=w)
+        if self.kind.importance == "row":
+            mean = self.mean[index // len(self.columns)]
+        else:
+            mean = block_mean(w, 2 if self.kind.importance == "twice" else 1)
+        np.sqrt(np.add(w, mean[:, None], out=w), out=w)
+        return np.multiply(columns, w, out=w)
+
+
+def sum_in_order(terms: Floats) -> np.float32:
+    """First element first, as a C loop adds; shape (n,)."""
+    total: np.float32 = np.add.accumulate(terms)[-1]
+    return total
+
+
+def block_mean(squares: Floats, factor: int) -> Floats:
+    """Means of blocks, times 1 or 2: shape (n, size) -> (n,), each summed in order."""
+    sums = np.add.accumulate(squares, axis=1, out=scratch("running sums", squares.shape))
+    mean: Floats = sums[:, -1] * f32(factor) / f32(squares.shape[1])
+    return mean

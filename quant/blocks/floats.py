@@ -16,7 +16,7 @@ class Plain(Block, abstract=True):
     """What the unquantized types share: elements are cast in flat tiles."""
 
     @classmethod
-    def encode(cls, rows: Floats) -> Bytes:
+    def encode(cls, rows: Floats, weights: Floats | None = None) -> Bytes:
         x = np.ascontiguousarray(rows, np.float32).reshape(-1)
         out = np.empty(x.size, cls.layout["value"])
         with np.errstate(over="ignore"):

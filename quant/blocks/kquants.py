@@ -14,28 +14,14 @@ from numpy.typing import NDArray
 
 from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, i1, u1
 from gguforge.quant.constants import GGMLQuantizationType as T
-from gguforge.quant.search import (
-    GROUP_MAX_EPS,
-    AffineFit,
-    DescentFit,
-    SymmetricFit,
-    add_up,
-    f32,
-    nearest_int,
-    round_into,
-    scratch,
-)
+from gguforge.quant.search.affine import AffineFit
+from gguforge.quant.search.base import GROUP_MAX_EPS, add_up, as_groups, f32, nearest_int, round_into, scratch
+from gguforge.quant.search.positive import PositiveFit
+from gguforge.quant.search.symmetric import DescentFit, SymmetricFit
 
 SUPER = 256
+FINE = (-0.9, 0.05, 36)  # the candidates of AffineFit where the importance is known
 u8 = np.uint8
-
-
-def as_groups(x: Floats, size: int) -> Floats:
-    """Blocks (n, 256) as columns of `size` elements: shape (size, n * 256 / size)."""
-    columns = x.reshape(-1, size).T
-    groups = scratch("groups", columns.shape)
-    groups[...] = columns
-    return groups
 
 
 def round_levels(
@@ -99,6 +85,14 @@ def quantize_positive(values: Floats, top: Floats, levels: int) -> tuple[Bytes, 
     return codes, (top / f32(levels)).astype(np.float16)
 
 
+def round_scales(values: Floats, w: Floats | None, levels: int) -> tuple[Bytes, NDArray[np.float16]]:
+    """Scales (groups, n) as integers 0..levels and the fp16 step; `w` is the importance of each group, if known."""
+    if w is None:
+        return quantize_positive(values, sequential_max(values), levels)
+    fit = PositiveFit(values, w, levels)
+    return fit.level.astype(np.uint8), fit.scale.astype(np.float16)
+
+
 def pack_6bit(scales: Bytes, minimums: Bytes) -> Bytes:
     """Eight 6-bit scales and minimums, shape (8, n) each, as 12 bytes: shape (n, 12)."""
     out = np.empty((12, scales.shape[1]), np.uint8)
@@ -140,17 +134,20 @@ def unpack_2bit(packed: Bytes) -> Bytes:
     return (q & u8(3)).reshape(-1, SUPER)
 
 
-class Q2_K(Block, type=T.Q2_K, size=SUPER, tile=256, scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2):
+class Q2_K(Block, type=T.Q2_K, size=SUPER, tile=256, importance="block", scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2):
     """2-bit levels; 16 groups of 16 with 4-bit scales and minimums: 2.625 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
         groups = as_groups(x, 16)
-        weights = np.abs(groups, out=scratch("weights", groups.shape))
-        fit = AffineFit(groups, weights, 3, -0.5, 0.1, 15, absolute=True)
-        scale, minimum = per_block(fit.scale, 16), per_block(fit.minimum, 16)
-        s, d = quantize_positive(scale, sequential_max(scale), 15)
-        m, dmin = quantize_positive(minimum, sequential_max(minimum), 15)
+        if w is None:
+            weights = np.abs(groups, out=scratch("weights", groups.shape))
+            fit, of_groups = AffineFit(groups, weights, 3, -0.5, 0.1, 15, absolute=True), None
+        else:
+            fit = AffineFit(groups, as_groups(w, 16, "weights"), 3, *FINE)
+            of_groups = per_block(fit.sum_w, 16)
+        s, d = round_scales(per_block(fit.scale, 16), of_groups, 15)
+        m, dmin = round_scales(per_block(fit.minimum, 16), of_groups, 15)
         out["d"], out["dmin"], out["scales"] = d, dmin, (s | m << 4).T
         step = per_group(d.astype(np.float32) * s)
         levels = round_levels(groups, step, 0, 3, fit, offset=per_group(dmin.astype(np.float32) * m))
@@ -164,26 +161,30 @@ class Q2_K(Block, type=T.Q2_K, size=SUPER, tile=256, scales=(u1, 16), qs=(u1, 64
         return (step[..., None] * q - minimum[..., None]).reshape(-1, SUPER)
 
 
-class Q3_K(Block, type=T.Q3_K, size=SUPER, tile=256, hmask=(u1, 32), qs=(u1, 64), scales=(u1, 12), d=f2):
+class Q3_K(
+    Block, type=T.Q3_K, size=SUPER, tile=256, importance="twice", hmask=(u1, 32), qs=(u1, 64), scales=(u1, 12), d=f2
+):
     """3-bit levels; 16 groups of 16 with 6-bit signed scales: 3.4375 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
         groups = as_groups(x, 16)
-        fit = DescentFit(groups, 4)
-        scale = per_block(fit.scale, 16)
-        top = first_extreme(scale)
-        some = top != 0
-        inverse = np.divide(f32(-32), np.where(some, top, f32(1)), dtype=np.float32)
-        codes = np.clip(nearest_int(inverse * scale), -32, 31) * some  # (16, n)
-        stored = ((codes + 32) * some).astype(np.uint8)
+        fit: DescentFit | SymmetricFit
+        if w is None:
+            fit = DescentFit(groups, 4)
+            codes, d = round_signed(per_block(fit.scale, 16))
+        else:
+            weights = as_groups(w, 16, "weights")
+            fit = SymmetricFit(groups, 4, weights)
+            of_scales = SymmetricFit(per_block(fit.scale, 16), 32, per_block(add_up(weights), 16), "scales ")
+            codes = of_scales.levels(np.arange(len(x))).astype(np.uint8)
+            d = of_scales.scale.astype(np.float16)
         packed = np.empty((12, len(x)), np.uint8)
-        low, high = stored & u8(15), stored >> u8(4)
+        low, high = codes & u8(15), codes >> u8(4)
         packed[:8] = low[:8] | low[8:] << u8(4)
         packed[8:] = high[0:4] | high[4:8] << u8(2) | high[8:12] << u8(4) | high[12:16] << u8(6)
-        d = np.where(some, f32(1) / inverse, f32(0)).astype(np.float16)
         out["d"], out["scales"] = d, packed.T
-        step = per_group(d.astype(np.float32) * codes.astype(np.float32))
+        step = per_group(d.astype(np.float32) * (codes.astype(np.float32) - f32(32)))
         levels = round_levels(groups, step, -4, 3, fit, shift=4).reshape(-1, SUPER)
         high_bits = (levels > 3).reshape(-1, 8, 32)
         out["hmask"] = np.packbits(high_bits, axis=1, bitorder="little").reshape(-1, 32)
@@ -201,22 +202,34 @@ class Q3_K(Block, type=T.Q3_K, size=SUPER, tile=256, hmask=(u1, 32), qs=(u1, 64)
         return (step[..., None] * q.reshape(-1, 16, 16)).reshape(-1, SUPER)
 
 
+def round_signed(scale: Floats) -> tuple[Bytes, NDArray[np.float16]]:
+    """Scales (16, n) as integers 0..63, where 32 is zero, and the fp16 step; all 0 if all scales are."""
+    top = first_extreme(scale)
+    some = top != 0
+    inverse = np.divide(f32(-32), np.where(some, top, f32(1)), dtype=np.float32)
+    codes = (np.clip(nearest_int(inverse * scale), -32, 31) + 32) * some
+    return codes.astype(np.uint8), np.where(some, f32(1) / inverse, f32(0)).astype(np.float16)
+
+
 def first_extreme(scale: Floats) -> Floats:
     """The scale of largest magnitude of each super-block, the first of equals; (groups, n) -> (n,)."""
     top: Floats = scale[np.abs(scale).argmax(axis=0), np.arange(scale.shape[1])]
     return top
 
 
-def encode_affine_32(x: Floats, out: Blocks, nmax: int, first: float, steps: int) -> Bytes:
+def encode_affine_32(x: Floats, w: Floats | None, out: Blocks, nmax: int, first: float, steps: int) -> Bytes:
     """What Q4_K and Q5_K share: fills d, dmin and scales, returns the levels, shape (n, 256)."""
     groups = as_groups(x, 32)
-    weights = scratch("weights", groups.shape)
-    average = np.sqrt(add_up(np.square(groups, out=weights)) / f32(32))
-    np.add(np.abs(groups, out=weights), average, out=weights)
-    fit = AffineFit(groups, weights, nmax, first, 0.1, steps)
-    scale, minimum = per_block(fit.scale, 8), per_block(fit.minimum, 8)
-    s, d = quantize_positive(scale, sequential_max(scale), 63)
-    m, dmin = quantize_positive(minimum, sequential_max(minimum), 63)
+    if w is None:
+        weights = scratch("weights", groups.shape)
+        average = np.sqrt(add_up(np.square(groups, out=weights)) / f32(32))
+        np.add(np.abs(groups, out=weights), average, out=weights)
+        fit, of_groups = AffineFit(groups, weights, nmax, first, 0.1, steps), None
+    else:
+        fit = AffineFit(groups, as_groups(w, 32, "weights"), nmax, *FINE)
+        of_groups = per_block(fit.sum_w, 8)
+    s, d = round_scales(per_block(fit.scale, 8), of_groups, 63)
+    m, dmin = round_scales(per_block(fit.minimum, 8), of_groups, 63)
     out["d"], out["dmin"], out["scales"] = d, dmin, pack_6bit(s, m)
     step = per_group(d.astype(np.float32) * s)
     levels = round_levels(groups, step, 0, nmax, fit, offset=per_group(dmin.astype(np.float32) * m))
@@ -232,12 +245,12 @@ def decode_affine_32(b: Blocks, q: Bytes) -> Floats:
     return values.reshape(-1, SUPER)
 
 
-class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=512, d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128)):
+class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=512, importance="twice", d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128)):
     """4-bit levels; 8 groups of 32 with 6-bit scales and minimums: 4.5 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        levels = encode_affine_32(x, out, 15, -1.0, 20)
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
+        levels = encode_affine_32(x, w, out, 15, -1.0, 20)
         out["qs"] = fold(levels.reshape(-1, 64), 4).reshape(-1, 128)
 
     @staticmethod
@@ -246,12 +259,15 @@ class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=512, d=f2, dmin=f2, scales=(u1, 
         return decode_affine_32(b, np.concatenate([q & u8(15), q >> u8(4)], axis=2))
 
 
-class Q5_K(Block, type=T.Q5_K, size=SUPER, tile=512, d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128)):
+class Q5_K(
+    Block, type=T.Q5_K, size=SUPER, tile=512, importance="twice",
+    d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128),
+):  # fmt: skip
     """5-bit levels; 8 groups of 32 with 6-bit scales and minimums: 5.5 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        levels = encode_affine_32(x, out, 31, -0.5, 15)
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
+        levels = encode_affine_32(x, w, out, 31, -0.5, 15)
         out["qs"] = fold((levels & u8(15)).reshape(-1, 64), 4).reshape(-1, 128)
         out["qh"] = np.packbits((levels > 15).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
 
@@ -262,13 +278,15 @@ class Q5_K(Block, type=T.Q5_K, size=SUPER, tile=512, d=f2, dmin=f2, scales=(u1, 
         return decode_affine_32(b, np.concatenate([q & u8(15), q >> u8(4)], axis=2) | high << 4)
 
 
-class Q6_K(Block, type=T.Q6_K, size=SUPER, tile=512, ql=(u1, 128), qh=(u1, 64), scales=(i1, 16), d=f2):
+class Q6_K(
+    Block, type=T.Q6_K, size=SUPER, tile=512, importance="plain", ql=(u1, 128), qh=(u1, 64), scales=(i1, 16), d=f2
+):
     """6-bit levels; 16 groups of 16 with 8-bit signed scales: 6.5625 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
         groups = as_groups(x, 16)
-        fit = SymmetricFit(groups, 32)
+        fit = SymmetricFit(groups, 32, None if w is None else as_groups(w, 16, "weights"))
         scale = per_block(fit.scale, 16)
         top = first_extreme(scale)
         zero = np.abs(top) < GROUP_MAX_EPS

@@ -1,4 +1,4 @@
-"""The legacy quants: blocks of 32 weights with one scale (and minimum) each, no search.
+"""The legacy quants: blocks of 32 weights with one scale (and minimum) each, searched if weights have importance.
 
 Equal `quantize_row_q*_ref` and `dequantize_row_q*` of ggml/src/ggml-quants.c.
 """
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, i1, u1, u4
 from gguforge.quant.constants import GGMLQuantizationType as T
-from gguforge.quant.search import f32
+from gguforge.quant.search.affine import AffineFit
+from gguforge.quant.search.base import as_groups, f32
+from gguforge.quant.search.symmetric import SymmetricFit
 
 SIZE = 32
+FINE = (-0.9, 0.05, 36)  # the candidates of AffineFit where the importance is known
 u8 = np.uint8
 
 
@@ -40,16 +43,27 @@ def extreme_of_rows(x: Floats) -> Floats:
     return peak + f32(0)  # -0 becomes +0, which C's search starts from
 
 
-def encode_symmetric(x: Floats, half: int) -> tuple[NDArray[np.float16], Bytes]:
-    """Scale and levels 0..2*half-1 with the extreme weight at -half: Q4_0 (8) and Q5_0 (16)."""
+def levels_of(fit: SymmetricFit | AffineFit, n: int) -> Bytes:
+    """The kept levels of all n blocks, shape (n, 32)."""
+    return np.ascontiguousarray(fit.levels(np.arange(n)).astype(np.uint8).T)
+
+
+def encode_symmetric(x: Floats, w: Floats | None, half: int) -> tuple[NDArray[np.float16], Bytes]:
+    """Scale and levels 0..2*half-1, without `w` with the extreme weight at -half: Q4_0 (8) and Q5_0 (16)."""
+    if w is not None:
+        fit = SymmetricFit(as_groups(x, SIZE), half, as_groups(w, SIZE, "weights"))
+        return fit.scale.astype(np.float16), levels_of(fit, len(x))
     d = extreme_of_rows(x) / f32(-half)
     inverse = reciprocal(d)
     levels = truncate(x * inverse + f32(half + 0.5), inverse, 2 * half - 1)
     return d[:, 0].astype(np.float16), levels
 
 
-def encode_range(x: Floats, top: int) -> tuple[NDArray[np.float16], NDArray[np.float16], Bytes]:
-    """Scale, minimum and levels 0..top that span the block: Q4_1 (15) and Q5_1 (31)."""
+def encode_range(x: Floats, w: Floats | None, top: int) -> tuple[NDArray[np.float16], NDArray[np.float16], Bytes]:
+    """Scale, minimum and levels 0..top, which span the block without `w`: Q4_1 (15) and Q5_1 (31)."""
+    if w is not None:
+        fit = AffineFit(as_groups(x, SIZE), as_groups(w, SIZE, "weights"), top, *FINE)
+        return fit.scale.astype(np.float16), (-fit.minimum).astype(np.float16), levels_of(fit, len(x))
     low = x.min(axis=1, keepdims=True)
     signed = np.flatnonzero(low == 0)  # of +0 and -0 the C code keeps the first
     low[signed, 0] = x[signed, (x[signed] == 0).argmax(axis=1)]
@@ -81,12 +95,12 @@ def unpack_fifth_bit(words: NDArray[np.uint32]) -> Bytes:
     return np.unpackbits(octets, axis=1, bitorder="little") << u8(4)
 
 
-class Q4_0(Block, type=T.Q4_0, size=SIZE, d=f2, qs=(u1, 16)):
+class Q4_0(Block, type=T.Q4_0, size=SIZE, importance="row", d=f2, qs=(u1, 16)):
     """4-bit levels around zero: 4.5 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        out["d"], levels = encode_symmetric(x, 8)
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
+        out["d"], levels = encode_symmetric(x, w, 8)
         out["qs"] = pack_nibbles(levels)
 
     @staticmethod
@@ -94,12 +108,12 @@ class Q4_0(Block, type=T.Q4_0, size=SIZE, d=f2, qs=(u1, 16)):
         return b["d"].astype(np.float32)[:, None] * (unpack_nibbles(b["qs"]).astype(np.int8) - 8)
 
 
-class Q4_1(Block, type=T.Q4_1, size=SIZE, d=f2, m=f2, qs=(u1, 16)):
+class Q4_1(Block, type=T.Q4_1, size=SIZE, importance="row", d=f2, m=f2, qs=(u1, 16)):
     """4-bit levels above a minimum: 5 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        out["d"], out["m"], levels = encode_range(x, 15)
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
+        out["d"], out["m"], levels = encode_range(x, w, 15)
         out["qs"] = pack_nibbles(levels)
 
     @staticmethod
@@ -107,12 +121,12 @@ class Q4_1(Block, type=T.Q4_1, size=SIZE, d=f2, m=f2, qs=(u1, 16)):
         return b["d"].astype(np.float32)[:, None] * unpack_nibbles(b["qs"]) + b["m"].astype(np.float32)[:, None]
 
 
-class Q5_0(Block, type=T.Q5_0, size=SIZE, d=f2, qh=u4, qs=(u1, 16)):
+class Q5_0(Block, type=T.Q5_0, size=SIZE, importance="row", d=f2, qh=u4, qs=(u1, 16)):
     """5-bit levels around zero: 5.5 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        out["d"], levels = encode_symmetric(x, 16)
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
+        out["d"], levels = encode_symmetric(x, w, 16)
         out["qs"], out["qh"] = pack_nibbles(levels & u8(15)), pack_fifth_bit(levels)
 
     @staticmethod
@@ -121,12 +135,12 @@ class Q5_0(Block, type=T.Q5_0, size=SIZE, d=f2, qh=u4, qs=(u1, 16)):
         return b["d"].astype(np.float32)[:, None] * (levels.astype(np.int8) - 16)
 
 
-class Q5_1(Block, type=T.Q5_1, size=SIZE, d=f2, m=f2, qh=u4, qs=(u1, 16)):
+class Q5_1(Block, type=T.Q5_1, size=SIZE, importance="row", d=f2, m=f2, qh=u4, qs=(u1, 16)):
     """5-bit levels above a minimum: 6 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
-        out["d"], out["m"], levels = encode_range(x, 31)
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
+        out["d"], out["m"], levels = encode_range(x, w, 31)
         out["qs"], out["qh"] = pack_nibbles(levels & u8(15)), pack_fifth_bit(levels)
 
     @staticmethod
@@ -139,7 +153,7 @@ class Q8_0(Block, type=T.Q8_0, size=SIZE, d=f2, qs=(i1, 32)):
     """8-bit levels around zero: 8.5 bpw."""
 
     @staticmethod
-    def encode_blocks(x: Floats, out: Blocks) -> None:
+    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
         d = np.abs(x).max(axis=1, keepdims=True) / f32(127)
         inverse = reciprocal(d)
         out["d"] = d[:, 0].astype(np.float16)

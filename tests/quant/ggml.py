@@ -29,13 +29,15 @@ def library() -> ctypes.CDLL:
     return ggml
 
 
-def encode(rows: np.ndarray, type: GGMLQuantizationType, nbytes: int) -> np.ndarray:
-    """`ggml_quantize_chunk` of rows of float32, shape (n, row length)."""
+def encode(rows: np.ndarray, type: GGMLQuantizationType, nbytes: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """`ggml_quantize_chunk` of rows of float32, shape (n, row length); `weights` is its importance matrix."""
     rows = np.ascontiguousarray(rows, np.float32)
+    weights = None if weights is None else np.ascontiguousarray(weights, np.float32)
     out = np.zeros(nbytes, np.uint8)
     written = library().ggml_quantize_chunk(
-        int(type), rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], None
-    )
+        int(type), rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1],
+        None if weights is None else weights.ctypes.data,
+    )  # fmt: skip
     assert written == nbytes
     return out.reshape(rows.shape[0], -1)
 

@@ -20,6 +20,8 @@ from gguforge.quant.errors import InputError
 
 TYPES = sorted(REGISTRY)
 ENCODED = [kind for kind in TYPES if kind != T.F32]
+UNWEIGHTED = [kind for kind in ENCODED if not REGISTRY[kind].required]
+SEARCHED = [kind for kind in ENCODED if REGISTRY[kind].importance != "ignored"]
 ROW = 1024
 exact = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"),
@@ -73,13 +75,55 @@ KINDS = (
 
 @exact
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("type", ENCODED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("type", UNWEIGHTED, ids=lambda kind: kind.name)
 def test_encode_equals_ggml(type: T, kind: str) -> None:
     x = rows(kind)
     ours = encode(x, type)
     theirs = ggml.encode(x, type, ours.size)
     worst = np.flatnonzero((ours != theirs).any(axis=1))
     assert not len(worst), f"{len(worst)} of {len(x)} rows differ, first {worst[0]}"
+
+
+def columns(kind: str) -> np.ndarray:
+    """Importance of each column, shape (1024,)."""
+    rng = np.random.default_rng(20260202)
+    weights = rng.standard_normal(ROW) ** 2
+    match kind:
+        case "random":
+            pass
+        case "some zero":
+            weights[rng.random(ROW) < 0.2] = 0
+            weights[300:316] = 0
+            weights[512:768] = 0
+        case "some huge":
+            weights[rng.random(ROW) < 0.02] *= 1e7
+        case "tiny":
+            weights *= 1e-12
+        case _:
+            raise ValueError(kind)
+    return weights.astype(np.float32)
+
+
+WEIGHTS = ("random", "some zero", "some huge", "tiny")
+
+
+@exact
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("type", SEARCHED, ids=lambda kind: kind.name)
+def test_encode_with_importance_equals_ggml(type: T, kind: str) -> None:
+    x = rows(kind, 6)
+    for importance in WEIGHTS:
+        weights = columns(importance)
+        ours = encode(x, type, weights)
+        theirs = ggml.encode(x, type, ours.size, weights)
+        worst = np.flatnonzero((ours != theirs).any(axis=1))
+        assert not len(worst), f"{importance}: {len(worst)} of {len(x)} rows differ, first {worst[0]}"
+
+
+@pytest.mark.parametrize("type", sorted(set(UNWEIGHTED) - set(SEARCHED)), ids=lambda kind: kind.name)
+def test_importance_is_ignored_where_ggml_ignores_it(type: T) -> None:
+    x = rows("gaussian", 4)
+    assert (encode(x, type, columns("random")) == encode(x, type)).all()
 
 
 @pytest.mark.parametrize("type", ENCODED, ids=lambda kind: kind.name)
@@ -126,16 +170,30 @@ def test_round_trip_error_is_that_of_the_type(type: T) -> None:
     assert error <= ERROR[type]
 
 
+importances = st.floats(width=32, min_value=0, max_value=2.0**20)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**60), max_value=2.0**60)
 
 
 @exact
 @settings(max_examples=60, deadline=None)
-@given(arrays(np.float32, (1, 256), elements=finite), st.sampled_from(ENCODED))
+@given(arrays(np.float32, (1, 256), elements=finite), st.sampled_from(UNWEIGHTED))
 def test_encode_equals_ggml_on_whatever_hypothesis_finds(x: np.ndarray, type: T) -> None:
     ours = encode(x, type)
     if block_type(type).is_finite(ours):
         assert (ours == ggml.encode(x, type, ours.size)).all()
+
+
+@exact
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.float32, (2, 256), elements=finite),
+    arrays(np.float32, 256, elements=importances),
+    st.sampled_from(SEARCHED),
+)
+def test_encode_with_importance_equals_ggml_on_whatever_hypothesis_finds(x: np.ndarray, w: np.ndarray, type: T) -> None:
+    ours = encode(x, type, w)
+    if block_type(type).is_finite(ours):
+        assert (ours == ggml.encode(x, type, ours.size, w)).all()
 
 
 def test_overflow_is_seen() -> None:

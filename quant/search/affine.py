@@ -1,0 +1,103 @@
+"""Scale and minimum of each group, by weighted least squares over candidate scales."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguforge.quant.search.base import Floats, Mask, add_up, f32, round_into, scratch
+
+
+def lowest(x: Floats) -> Floats:
+    """The smallest element of each group, at most 0; of +0 and -0 the first, as a C loop finds it."""
+    low: Floats = x.min(axis=0)
+    columns = np.flatnonzero(low >= 0)
+    if len(columns):
+        first = (x[:, columns] == 0).argmax(axis=0)
+        low[columns] = np.where(low[columns] > 0, f32(0), x[first, columns])
+    return low
+
+
+class AffineFit:
+    """Scale and minimum of each group: x ~ scale * level - minimum, levels 0..nmax.
+
+    Equals `make_qkx2_quants` and `make_qkx3_quants`.
+
+    Starting from the range of the group, `steps + 1` candidate scales round the weights; for each rounding the weighted
+    least-squares scale and minimum are computed and kept if the weighted error falls. The minimum is state: once it has
+    changed, later candidates divide the range above the new one and round against it.
+
+    Args:
+        x: weights, shape (group size, groups).
+        w: importance of each weight, same shape.
+        nmax: the highest level.
+        first, step, steps: candidate k divides the range into nmax + first + k * step levels.
+        absolute: the error is w * |difference| instead of w * difference^2.
+
+    Attributes:
+        scale, minimum: shape (groups,), minimum >= 0.
+    """
+
+    def __init__(
+        self, x: Floats, w: Floats, nmax: int, first: float, step: float, steps: int, absolute: bool = False
+    ) -> None:
+        self.x, self.w, self.nmax, self.absolute = x, w, nmax, absolute
+        self.level, self.wl, self.t = (scratch(name, x.shape) for name in ("level", "wl", "t"))
+        self.sum_w = add_up(w)
+        self.sum_x = add_up(np.multiply(w, x, out=self.t))
+        high = x.max(axis=0)
+        self.low = lowest(x)
+        self.flat: Mask = high == self.low
+        high[self.flat] += f32(1)  # any range will do: the result is overwritten
+        self.base = self.low.copy()  # the minimum against which the kept rounding was made
+        self.inverse = f32(nmax) / (high - self.low)  # and the inverse scale
+        self.finite = bool(np.isfinite(self.inverse).all())
+        self._round(self.inverse)
+        self.best_scale = f32(1) / self.inverse
+        self.error = self._error(self.best_scale, self.low)
+        for k in range(steps + 1):
+            self._try((f32(first) + f32(step) * f32(k) + f32(nmax)) / (high - self.low))
+        self.scale: Floats = np.where(self.flat, f32(0), self.best_scale)
+        self.minimum: Floats = np.where(self.flat, -x[0], -self.low)
+
+    def _round(self, inverse: Floats) -> None:
+        np.subtract(self.x, self.low, out=self.level)
+        np.multiply(self.level, inverse, out=self.level)
+        round_into(self.level, 0, self.nmax, self.finite)
+
+    def _error(self, scale: Floats, low: Floats) -> Floats:
+        """Weighted error of the current rounding, whose levels it uses up."""
+        t = self.level
+        np.multiply(t, scale, out=t)
+        np.add(t, low, out=t)
+        np.subtract(t, self.x, out=t)
+        (np.abs if self.absolute else np.square)(t, out=t)
+        return add_up(np.multiply(t, self.w, out=t))
+
+    def _try(self, inverse: Floats) -> None:
+        """One candidate for all groups; kept where it wins, by index: masked copies cost more than the arithmetic."""
+        self._round(inverse)
+        sum_l = add_up(np.multiply(self.w, self.level, out=self.wl))
+        sum_l2 = add_up(np.multiply(self.wl, self.level, out=self.t))
+        sum_xl = add_up(np.multiply(self.wl, self.x, out=self.wl))
+        determinant = self.sum_w * sum_l2 - sum_l * sum_l
+        scale = np.divide(self.sum_w * sum_xl - self.sum_x * sum_l, determinant, dtype=np.float32)
+        low = np.divide(sum_l2 * self.sum_x - sum_l * sum_xl, determinant, dtype=np.float32)
+        above = np.flatnonzero(low > 0)
+        low[above] = 0
+        scale[above] = sum_xl[above] / sum_l2[above]
+        error = self._error(scale, low)
+        won = np.flatnonzero(error < self.error)
+        won = won[determinant[won] > 0]
+        self.error[won] = error[won]
+        self.best_scale[won] = scale[won]
+        self.base[won] = self.low[won]
+        self.inverse[won] = inverse[won]
+        self.low[won] = low[won]
+
+    def levels(self, groups: NDArray[np.intp]) -> Floats:
+        """The levels of the kept rounding for some groups, shape (group size, len(groups))."""
+        level: Floats = (self.x[:, groups] - self.base[groups]) * self.inverse[groups]
+        round_into(level, 0, self.nmax, self.finite)
+        level[:, self.flat[groups]] = 0
+        return level

@@ -1,0 +1,87 @@
+"""What all scale searches stand on: rounding as ggml rounds, ordered sums, reused working memory."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+GROUP_MAX_EPS = np.float32(1e-15)  # ggml: a group whose largest weight is below this is all zero
+CACHE_LINE = 64  # bytes
+MAGIC = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds a float to the nearest integer, ties to even
+
+
+def f32(value: float) -> np.float32:
+    """A Python number as the C code's float constant."""
+    return np.float32(value)
+
+
+def nearest_int(x: Floats) -> NDArray[np.int32]:
+    """Round half to even as ggml's `nearest_int`, which wraps beyond 2^22 and sends infinity to -2^22, NaN to 0."""
+    return ((x + MAGIC).view(np.int32) & 0x7FFFFF) - 0x400000
+
+
+class _Scratch(threading.local):
+    """This thread's working memory, by purpose."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Floats] = {}
+
+
+_scratch = _Scratch()
+
+
+def scratch(purpose: str, shape: tuple[int, ...]) -> Floats:
+    """Uninitialised float32 working memory, the same each time for one purpose and shape, aligned to a cache line.
+
+    Fresh arrays of this size would be mapped and unmapped by the allocator for every tile, and their page faults cost
+    more than the arithmetic; alignment makes work in place up to 1.4 times faster. Two arrays that are in use at the
+    same time need two purposes.
+    """
+    found = _scratch.arrays.get(purpose)
+    if found is None or found.shape != shape:
+        nbytes = 4 * math.prod(shape)
+        raw = np.empty(nbytes + CACHE_LINE, np.uint8)
+        start = -raw.ctypes.data % CACHE_LINE
+        found = _scratch.arrays[purpose] = raw[start : start + nbytes].view(np.float32).reshape(shape)
+    return found
+
+
+def as_groups(x: Floats, size: int, purpose: str = "groups") -> Floats:
+    """Blocks (n, block size) as columns of `size` elements: shape (size, n * block size / size), in working memory."""
+    columns = x.reshape(-1, size).T
+    groups = scratch(purpose, columns.shape)
+    groups[...] = columns
+    return groups
+
+
+def add_up(terms: Floats) -> Floats:
+    """Sum along axis 0, first element first, as a C loop adds: (group size, groups) -> (groups,)."""
+    total: Floats = np.add.reduce(terms, axis=0)
+    return total
+
+
+def round_into(t: Floats, low: int, high: int, finite: bool) -> None:
+    """Round `t` in place, then clip to `low..high`; `finite` promises that |t| < 2^22 everywhere."""
+    if finite:
+        np.rint(t, out=t)
+    else:
+        t[...] = nearest_int(t)
+    t.clip(f32(low), f32(high), out=t)  # one pass; np.maximum with a scalar is three times slower
+
+
+def extreme(x: Floats) -> Floats:
+    """The element of largest magnitude of each group, the first of equals; shape (groups,)."""
+    top, bottom = x.max(axis=0), x.min(axis=0)
+    tie = top == -bottom
+    peak: Floats = np.where(top > -bottom, top, bottom)
+    if tie.any():
+        columns = np.flatnonzero(tie)
+        first = np.abs(x[:, columns]).argmax(axis=0)
+        peak[columns] = x[first, columns]
+    return peak
