@@ -49,7 +49,7 @@ REWORDED = (
     (r"^do I need\b", ("must I have", "is there a need for", "will I need", "do you need", "does it need")),
     (r"^tell me about\b", ("talk about", "say something about", "inform me about", "what can you tell me about")),
     (r"^explain\b", ("clarify", "could you explain", "please describe", "help me understand")),
-    (r"\bgguforge\b", ("this tool", "the tool", "it", "gguf forge", "this program")),
+    (r"\bgguforge\b", ("this tool", "the tool", "this program")),
 )
 """Beginnings (and one name) that mean the same in other words."""
 SYNONYMS = {
@@ -97,8 +97,8 @@ SYNONYMS = {
     "explain": ("describe", "clarify"),
     "used": ("needed", "employed"),
     "file": ("model file",),
-    "command": ("subcommand", "instruction"),
-    "commands": ("subcommands", "instructions"),
+    "command": ("subcommand",),
+    "commands": ("subcommands",),
 }
 """Words that may stand for one another in a question; not quite the same, but the answer stays."""
 SMALL_WORDS = {"a", "an", "the", "of", "is", "are", "do", "does", "to", "in", "me", "i", "for", "it", "my", "and"}
@@ -110,7 +110,9 @@ SYSTEM_PROMPTS = (
     "Be kind and short.",
 )
 NOTHING_MORE = "That is all I know about it. Ask me something else about gguforge, GGUF, quantization or distillation."
-TURNS = ((1, 60), (2, 22), (3, 11), (4, 7))  # how many turns a conversation has, and how often
+TURNS = ((1, 82), (2, 10), (3, 5), (4, 3))  # how many turns a conversation has, and how often
+HASTE = 0.8  # share of the one-turn conversations that stop after the answer's first words
+FIRST_WORDS = 8  # tokens: by then it is decided which answer is given, and the rest is soon known by heart
 
 
 def ask(question: str, chance: random.Random) -> str:
@@ -273,7 +275,7 @@ def batches(talk: Talk, tokenizer: Tokenizer, rows: int, length: int) -> Iterato
         used = [0] * rows
         refused = 0
         while refused < 20:
-            ids, mask = tokenizer.conversation(talk.conversation())
+            ids, mask = _learned(talk, tokenizer)
             row = next((i for i in range(rows) if used[i] + len(ids) <= length), None)
             if row is None:
                 refused += 1
@@ -282,3 +284,13 @@ def batches(talk: Talk, tokenizer: Tokenizer, rows: int, length: int) -> Iterato
             tokens[row, place], wanted[row, place], document[row, place] = ids, mask, used[row]
             used[row] += len(ids)
         yield Batch(tokens, wanted, document)
+
+
+def _learned(talk: Talk, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """The ids and the mask of a conversation; often only of a question and the beginning of its answer."""
+    turns = talk.conversation()
+    ids, wanted = tokenizer.conversation(turns)
+    if len(turns) == 2 and talk.chance.random() < HASTE:
+        stop = wanted.index(True) + FIRST_WORDS
+        return ids[:stop], wanted[:stop]
+    return ids, wanted

@@ -20,15 +20,14 @@ import torch
 from torch import Tensor
 
 from gguforge.distill.demo.checkpoint import write_checkpoint
-from gguforge.distill.demo.data import Talk, batches
+from gguforge.distill.demo.data import ASKING, Talk, batches
 from gguforge.distill.demo.lessons import Course, read_course
 from gguforge.distill.demo.model import Llama, Shape
 from gguforge.distill.demo.tokenizer import Tokenizer, train_tokenizer
 from gguforge.quant.errors import OutputError
 
-ANSWERS_COUNT = (
-    8  # how often an answer counts against a question when the tokenizer is learned: answers are written far more often
-)
+ANSWERS_COUNT = 8  # how often an answer counts when the tokenizer is learned: in the chat, answers are most of the text
+SAVE_EVERY = 50  # steps between two checkpoints, each in the place of the one before
 
 
 def orthogonal(update: Tensor) -> Tensor:
@@ -86,8 +85,12 @@ def answered(model: Llama, tokenizer: Tokenizer, question: str, answers: Iterabl
 
 
 def asked(question: str) -> str:
-    """A question as a tidy person types it."""
-    return question[:1].upper() + question[1:] + "?"
+    """A question as a tidy person types it.
+
+    >>> asked("who are you"), asked("tell me a joke")
+    ('Who are you?', 'Tell me a joke')
+    """
+    return question[:1].upper() + question[1:] + ("?" if ASKING.match(question) else "")
 
 
 def score(model: Llama, tokenizer: Tokenizer, course: Course, talk: Talk) -> tuple[float, float]:
@@ -108,7 +111,7 @@ def tokenizer_texts(course: Course, talk: Talk) -> list[str]:
     return answers * ANSWERS_COUNT + [asked(q) for questions in talk.questions.values() for q in questions]
 
 
-def train(output: Path, shape: Shape, steps: int, rows: int, length: int, seed: int, report_every: int = 50) -> float:
+def train(output: Path, shape: Shape, steps: int, rows: int, length: int, seed: int) -> float:
     """Train from nothing, write the checkpoint, return the mean loss of the last steps (nats for each answer token)."""
     if (output / "model.safetensors").exists():
         raise OutputError("the folder already holds a checkpoint", path=output, remedy="Choose another --output.")
@@ -135,15 +138,11 @@ def train(output: Path, shape: Shape, steps: int, rows: int, length: int, seed: 
         adam.step()
         model.zero_grad()
         recent += (loss.item() - recent) / min(step + 1, 50)
-        if (step + 1) % report_every == 0:
-            print(
-                f"step {step + 1}/{steps}  loss {recent:.4f}  {time.monotonic() - begin:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            print(f"step {step + 1}/{steps}  loss {recent:.4f}  {time.monotonic() - begin:.0f} s", file=sys.stderr)
+            tensors = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
+            write_checkpoint(output, shape.config(), vocabulary, tensors)
 
-    tensors = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
-    write_checkpoint(output, shape.config(), vocabulary, tensors)
     trained, held_out = score(model, tokenizer, course, talk)
     print(
         f"answered word for word: {trained:.1%} of trained wordings, {held_out:.1%} of held-out ones", file=sys.stderr
