@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from gguforge.quant.blocks import floats, kquants, legacy
+from gguforge.quant.blocks import floats, fp4, kquants, legacy, lowbit, nonlinear
 from gguforge.quant.blocks.base import REGISTRY, Block, Bytes, Floats
 from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.errors import InputError
 
-__all__ = ["REGISTRY", "Block", "block_type", "decode", "encode", "floats", "kquants", "legacy"]
+__all__ = [
+    "REGISTRY",
+    "Block",
+    "block_type",
+    "decode",
+    "encode",
+    "floats",
+    "fp4",
+    "kquants",
+    "legacy",
+    "lowbit",
+    "nonlinear",
+]
 
 
 def block_type(type: GGMLQuantizationType) -> type[Block]:

@@ -60,10 +60,17 @@ def as_groups(x: Floats, size: int, purpose: str = "groups") -> Floats:
     return groups
 
 
-def add_up(terms: Floats) -> Floats:
-    """Sum along axis 0, first element first, as a C loop adds: (group size, groups) -> (groups,)."""
-    total: Floats = np.add.reduce(terms, axis=0)
-    return total
+def add_up(terms: Floats, out: Floats | None = None) -> Floats:
+    """Sum along axis 0, first element first, as a C loop adds: (group size, groups) -> (groups,).
+
+    `terms` must be C-contiguous: along a contiguous axis NumPy would add pairwise. One column alone is one.
+    """
+    if terms.shape[1] == 1:
+        total: Floats = np.add.accumulate(terms, axis=0)[-1]
+        if out is not None:
+            out[...] = total
+        return total
+    return np.add.reduce(terms, axis=0, out=out)
 
 
 def round_into(t: Floats, low: int, high: int, finite: bool) -> None:

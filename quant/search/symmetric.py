@@ -67,9 +67,9 @@ class SymmetricFit:
         for k, inverse in enumerate(self.inverse):
             np.multiply(x, inverse, out=level)
             round_into(level, -self.nmax, self.nmax - 1, self.finite)
-            np.add.reduce(np.multiply(wx, level, out=t), axis=0, out=sum_lx[k])
+            add_up(np.multiply(wx, level, out=t), out=sum_lx[k])
             np.multiply(w, level, out=t)
-            np.add.reduce(np.multiply(t, level, out=t), axis=0, out=sum_l2[k])
+            add_up(np.multiply(t, level, out=t), out=sum_l2[k])
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
         """The kept levels plus nmax for some groups, shape (group size, len(groups)); 0 for a zero group."""

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
+
+from gguforge.quant.constants import GGMLQuantizationType
 
 DECODERS = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}
 

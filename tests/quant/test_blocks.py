@@ -9,13 +9,13 @@ from pathlib import Path
 import ggml
 import numpy as np
 import pytest
-from gguf.constants import GGML_QUANT_SIZES
-from gguf.constants import GGMLQuantizationType as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gguforge.quant.blocks import REGISTRY, block_type, decode, encode
+from gguforge.quant.constants import GGML_QUANT_SIZES
+from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.errors import InputError
 
 TYPES = sorted(REGISTRY)
@@ -145,22 +145,48 @@ def test_layout_is_the_c_struct(type: T) -> None:
 GOLDEN = json.loads((Path(__file__).parent / "golden_blocks.json").read_text())
 
 
+def golden_row(field: str, type: T) -> np.ndarray:
+    """The first block of a golden input."""
+    bits = np.array([int(word, 16) for word in GOLDEN[field]], np.uint32)
+    return bits.view(np.float32)[: max(32, GGML_QUANT_SIZES[type][0])]
+
+
 @pytest.mark.parametrize("name", GOLDEN["blocks"])
 def test_golden_block(name: str) -> None:
-    x = np.array([int(bits, 16) for bits in GOLDEN["input"]], np.uint32).view(np.float32)
-    data = encode(x[None, : max(32, GGML_QUANT_SIZES[T[name]][0])], T[name])
+    data = encode(golden_row("input", T[name])[None], T[name])
     assert data.tobytes().hex() == GOLDEN["blocks"][name]
+
+
+@pytest.mark.parametrize("name", GOLDEN["weighted"])
+def test_golden_block_with_importance(name: str) -> None:
+    data = encode(golden_row("input", T[name])[None], T[name], golden_row("importance", T[name]))
+    assert data.tobytes().hex() == GOLDEN["weighted"][name]
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda kind: kind.name)
 def test_rows_are_independent_of_their_neighbours(type: T) -> None:
-    x = rows("mixed scales", 300)  # more super-blocks than a tile holds
-    alone = np.concatenate([encode(x[i : i + 1], type) for i in (0, 127, 128, 299)])
-    assert (encode(x, type)[[0, 127, 128, 299]] == alone).all()
+    size = GGML_QUANT_SIZES[type][0]
+    n = 2 * max(REGISTRY[type].tile, REGISTRY[type].weighted_tile) * size // ROW + 3
+    x, weights = rows("mixed scales", n), None if type in UNWEIGHTED else columns("random")
+    chosen = [0, n // 2, n - 1]
+    alone = np.concatenate([encode(x[i : i + 1], type, weights) for i in chosen])
+    assert (encode(x, type, weights)[chosen] == alone).all()
+
+
+@exact
+@pytest.mark.parametrize("type", SEARCHED, ids=lambda kind: kind.name)
+def test_a_single_block_is_summed_in_order_too(type: T) -> None:
+    size = GGML_QUANT_SIZES[type][0]
+    for i in range(0, ROW, size):
+        x, weights = rows("gaussian", 1)[:, i : i + size], columns("random")[i : i + size]
+        ours = encode(x, type, weights)
+        assert (ours == ggml.encode(x, type, ours.size, weights)).all()
 
 
 ERROR = {T.Q8_0: 0.006, T.Q6_K: 0.02, T.Q5_K: 0.04, T.Q4_K: 0.08, T.Q3_K: 0.17, T.Q2_K: 0.32,
-         T.Q5_1: 0.04, T.Q5_0: 0.05, T.Q4_1: 0.08, T.Q4_0: 0.1, T.F16: 3e-4, T.BF16: 2e-3, T.F32: 0}  # fmt: skip
+         T.Q5_1: 0.04, T.Q5_0: 0.05, T.Q4_1: 0.08, T.Q4_0: 0.1, T.F16: 3e-4, T.BF16: 2e-3, T.F32: 0,
+         T.IQ4_NL: 0.08, T.IQ4_XS: 0.08, T.MXFP4: 0.12, T.NVFP4: 0.11, T.Q1_0: 0.61, T["Q2_0"]: 0.72, T.TQ1_0: 0.81,
+         T.TQ2_0: 0.81}  # fmt: skip
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda kind: kind.name)
@@ -186,7 +212,7 @@ def test_encode_equals_ggml_on_whatever_hypothesis_finds(x: np.ndarray, type: T)
 @exact
 @settings(max_examples=60, deadline=None)
 @given(
-    arrays(np.float32, (2, 256), elements=finite),
+    arrays(np.float32, st.sampled_from([(1, 256), (3, 256)]), elements=finite),
     arrays(np.float32, 256, elements=importances),
     st.sampled_from(SEARCHED),
 )
@@ -202,11 +228,17 @@ def test_overflow_is_seen() -> None:
         assert not block_type(type).is_finite(data), type.name
 
 
+def test_mxfp4_exponent_of_no_number_is_seen() -> None:
+    data = encode(np.full((1, 32), 1.5e-38, np.float32), T.MXFP4)  # C wraps the exponent around to 255
+    assert not block_type(T.MXFP4).is_finite(data)
+    assert block_type(T.MXFP4).is_finite(encode(rows("gaussian", 1), T.MXFP4))
+
+
 def test_bf16_keeps_nan_a_nan() -> None:
     x = np.array([[0x7F800001, 0xFFC00000, 0x7F7FFFFF, 0x00018000]], np.uint32).view(np.float32)
     assert encode(x, T.BF16).view(np.uint16).tolist() == [[0x7FC0, 0xFFC0, 0x7F80, 0x0002]]
 
 
 def test_unknown_type_is_one_clear_error() -> None:
-    with pytest.raises(InputError, match="IQ2_XXS is not supported"):
-        encode(np.zeros((1, 256), np.float32), T.IQ2_XXS)
+    with pytest.raises(InputError, match="Q8_K is not supported"):
+        encode(np.zeros((1, 256), np.float32), T.Q8_K)
