@@ -44,6 +44,7 @@ else:
     GGMLQuantizationType = IntEnum("GGMLQuantizationType", _numbers, module=__name__)
     GGML_QUANT_SIZES = {GGMLQuantizationType(kind): sizes for kind, sizes in _constants.GGML_QUANT_SIZES.items()}
     GGML_QUANT_SIZES.update((GGMLQuantizationType(n), (size, nbytes)) for n, size, nbytes in _NEWER.values())
+    GGML_QUANT_SIZES[GGMLQuantizationType.Q8_1] = (32, 36)  # two halves and 32 bytes; the package says 40
     GGML_QUANT_VERSION = _constants.GGML_QUANT_VERSION
     GGUFValueType = _constants.GGUFValueType
     Keys = _constants.Keys

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf.constants import GGMLQuantizationType as T
-from gguf.constants import GGUFValueType
 from running import COMMAND, refused, run
 
+from gguforge.quant.constants import GGMLQuantizationType as T
+from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.metadata import Value, array, float32, string
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.reader import read_gguf

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 from running import COMMAND, alive, children, has_data, linux, peak_memory, refused, run, start, wait_until
 
 from gguforge.cli.main import main
 from gguforge.quant import files, writer
+from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.metadata import uint32
 from gguforge.quant.plan import Plan
 from gguforge.quant.reader import read_gguf

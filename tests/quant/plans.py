@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from hypothesis import strategies as st
 
+from gguforge.quant.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguforge.quant.metadata import Scalar, Value, uint32
 from gguforge.quant.plan import DEFAULT_ALIGNMENT, Plan, TensorPlan
 from gguforge.quant.sources import Bytes, Source

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 
 from gguforge.quant import files
+from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.errors import InputError, OutputError
 from gguforge.quant.files import copy_range, replacing, write_at
 from gguforge.quant.metadata import string
@@ -27,6 +27,7 @@ from gguforge.quant.writer import write
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX calls")
 CALLS = (
     "open", "truncate", "posix_fallocate", "copy_file_range", "lseek", "read", "write", "fstat", "fsync", "replace",
+    "posix_fadvise",
 )  # fmt: skip
 OLD = b"the old file"
 
@@ -174,6 +175,8 @@ FALLBACKS: dict[str, dict[str, Any]] = {
     "copy that copies nothing": {"copy_file_range": lambda *_: 0},
     "no posix_fallocate": {"posix_fallocate": None},
     "a filesystem without it": {"posix_fallocate": refuses(errno.EOPNOTSUPP)},
+    "no posix_fadvise": {"posix_fadvise": None},
+    "advice refused": {"posix_fadvise": refuses(errno.EINVAL)},
     "writes of few bytes": {"write": lambda descriptor, data: real_write(descriptor, data[:7])},
     "all at once": {"copy_file_range": None, "posix_fallocate": None, "O_NOFOLLOW": None, "O_CLOEXEC": None},
 }

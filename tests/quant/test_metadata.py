@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 
 import pytest
-from gguf.constants import GGUFValueType
-from hypothesis import given
+from hypothesis import given, settings
 from plans import values
 
+from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.metadata import STRUCT_CODES, Value, array, boolean, float32, int32, pack_string, string, uint32
 
 
@@ -43,6 +43,7 @@ def test_every_fixed_type_has_its_size() -> None:
     assert set(GGUFValueType) - set(STRUCT_CODES) == {GGUFValueType.STRING, GGUFValueType.ARRAY}
 
 
+@settings(deadline=None)
 @given(value=values())
 def test_the_type_comes_first(value: Value) -> None:
     data = value.pack()

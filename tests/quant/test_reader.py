@@ -16,19 +16,23 @@ from typing import Any
 import ggml
 import models
 import pytest
-from gguf.constants import GGMLQuantizationType as T
-from gguf.constants import GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plans import Pattern, plans
 
+from gguforge.quant.constants import GGML_QUANT_SIZES, GGUFValueType
+from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.errors import GGUFError, InputError
 from gguforge.quant.metadata import STRUCT_CODES, Value, array, float32, string, uint32
 from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
 from gguforge.quant.reader import GGUFFile, read_gguf
 from gguforge.quant.writer import write
 
-quick = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    deadline=None,
+    max_examples=120,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 def tensor_bytes(path: Path, plan: Plan, file: GGUFFile) -> bool:
@@ -141,6 +145,13 @@ def test_libggml_reads_the_same(plan: Plan, tmp_path: Path) -> None:
             assert lib.gguf_get_tensor_type(context, index) == tensor.type
             assert lib.gguf_get_data_offset(context) + lib.gguf_get_tensor_offset(context, index) == tensor.offset
             assert lib.gguf_get_tensor_size(context, index) == tensor.nbytes
+
+
+def test_every_type_has_the_size_that_ggml_gives_it() -> None:
+    lib = ggml.library()
+    lib.ggml_blck_size.restype, lib.ggml_type_size.restype = ctypes.c_int64, ctypes.c_size_t
+    theirs = {kind.name: (lib.ggml_blck_size(int(kind)), lib.ggml_type_size(int(kind))) for kind in GGML_QUANT_SIZES}
+    assert theirs == {kind.name: sizes for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
 def test_gguf_py_reads_the_same(tmp_path: Path) -> None:

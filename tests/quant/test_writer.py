@@ -17,9 +17,9 @@ from typing import Any
 import models
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType as T
 
 from gguforge.quant import writer
+from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.errors import DataError, GGUForgeError, OutputError
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.quantize import retype
@@ -167,7 +167,7 @@ import multiprocessing, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import models
-from gguf.constants import GGMLQuantizationType as T
+from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant import writer
 from gguforge.quant.quantize import retype
 
