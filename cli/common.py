@@ -30,7 +30,7 @@ def writing_options(command: Command) -> Command:
     options = (
         click.option("-o", "--output", type=click.Path(), help="The file to write."),
         click.option("--overwrite", is_flag=True, help="Replace the output if it exists."),
-        click.option("--workers", type=click.IntRange(1, 256), help="Processes to use.  [default: all processors]"),
+        click.option("--workers", type=click.IntRange(1, 256), help="Processes to use.  [default: all processors, one for mere copies]"),
         click.option("--dry-run", is_flag=True, help="Print size, memory and disk needed, at once, and write nothing."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         quiet_option,
@@ -117,7 +117,7 @@ def print_dry_run(plan: Plan, output: str, workers: int | None) -> None:
 
     folder = Path(output).absolute().parent
     free = f" ({in_words(shutil.disk_usage(folder).free)} free)" if folder.is_dir() else ""
-    workers = workers or default_workers()
+    workers = workers or default_workers(plan)
     rows = [["type", "tensors", "bytes"]]
     rows += [[kind.name, str(count), f"{nbytes:,}"] for kind, (count, nbytes) in types_count(plan).items()]
     click.echo(f"output  {output}")

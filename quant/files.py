@@ -211,6 +211,18 @@ def write_at(descriptor: int, offset: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
+    """Let the disk begin with a range that was just written, so that the sync at the end finds little left to do.
+
+    Asking Linux to forget dirty pages starts their writing; they stay in memory until they are written. Elsewhere the
+    system decides for itself.
+    """
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is not None:
+        with contextlib.suppress(OSError):  # advice only
+            advise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
 def sync_directory(folder: Path) -> None:
     """Make a rename durable where directories can be synced; where not (Windows), the rename itself is done."""
     with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ import numpy as np
 from gguforge.quant.blocks import block_type, encode
 from gguforge.quant.blocks.base import REGISTRY
 from gguforge.quant.errors import DataError, GGUForgeError, InputError, OutputError
-from gguforge.quant.files import copy_range, part_of, replacing, write_at
+from gguforge.quant.files import copy_range, part_of, replacing, start_writeback, write_at
 from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.sources import Bytes, Floats
@@ -61,16 +61,22 @@ def slabs(plan: Plan) -> Iterator[Slab]:
             yield Slab(index, start, min(tensor.rows, start + step))
 
 
-def default_workers() -> int:
+def processors() -> int:
     """Processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
+def default_workers(plan: Plan) -> int:
+    """All processors for a plan that encodes; one for a plan that mostly copies, which the disk alone holds up."""
+    encoded = sum(tensor.elements for tensor in plan.tensors if not tensor.is_copy)
+    return processors() if 8 * encoded > plan.elements else 1
+
+
 def peak_memory(plan: Plan, workers: int | None = None) -> int:
     """Upper estimate, in bytes, of the resident memory of all processes while the plan is executed."""
-    workers = workers or default_workers()
+    workers = workers or default_workers(plan)
     longest = max((tensor.row_length for tensor in plan.tensors), default=0)
     return workers * (BASE_MEMORY + SLAB_MEMORY * max(1, longest // ENCODE_SLAB)) + 2 * len(plan.header)
 
@@ -88,7 +94,7 @@ def write(
     Args:
         plan: what to write.
         output: the file; appears only when it is complete, synced and re-read.
-        workers: processes to use; all processors by default.
+        workers: processes to use; by default what `default_workers` finds suitable.
         overwrite: replace an existing file.
         progress: called with the number of output bytes that were finished since the last call.
 
@@ -101,7 +107,7 @@ def write(
     check_inputs(plan, output)
     with replacing(output, plan.size, overwrite) as part:
         work = list(slabs(plan))
-        with _Team(plan, part, work, min(workers or default_workers(), max(1, len(work) // 4))) as team:
+        with _Team(plan, part, work, min(workers or default_workers(plan), max(1, len(work) // 4))) as team:
             team.run(progress or (lambda _: None))
         descriptor = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
         try:
@@ -158,6 +164,7 @@ class _Filler:
                 self._copy(tensor, slab, offset, nbytes)
             else:
                 write_at(self.target, offset, self._encode(tensor, slab).data)
+            start_writeback(self.target, offset, nbytes)
         except GGUForgeError as error:
             error.tensor = error.tensor or tensor.name
             raise

@@ -24,7 +24,7 @@ from gguforge.quant.errors import DataError, GGUForgeError, OutputError
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.quantize import retype
 from gguforge.quant.sources import ArraySource
-from gguforge.quant.writer import Slab, default_workers, peak_memory, slabs, start_method, write
+from gguforge.quant.writer import Slab, default_workers, peak_memory, processors, slabs, start_method, write
 
 forked = pytest.mark.skipif(start_method() != "fork", reason="workers inherit the test's changes when forked")
 
@@ -84,9 +84,16 @@ def test_every_way_to_start_workers_gives_the_same_file(
 def test_without_affinity_and_signal_masks(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(signal, "pthread_sigmask", raising=False)
-    assert default_workers() == (os.cpu_count() or 1)
+    assert processors() == (os.cpu_count() or 1)
     write(plan, out, workers=2)
     assert out.exists()
+
+
+def test_mere_copies_take_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "processors", lambda: 6)
+    copying = models.build(tmp_path, T.F16, layers=2)
+    assert default_workers(copying) == 1
+    assert default_workers(retype(copying, "Q4_K_M")) == 6
 
 
 def test_memory_grows_with_workers_and_not_with_the_model(tmp_path: Path) -> None:
