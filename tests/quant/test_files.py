@@ -177,8 +177,6 @@ FALLBACKS: dict[str, dict[str, Any]] = {
     "a filesystem without it": {"posix_fallocate": refuses(errno.EOPNOTSUPP)},
     "no posix_fadvise": {"posix_fadvise": None},
     "advice refused": {"posix_fadvise": refuses(errno.EINVAL)},
-    "no posix_fadvise": {"posix_fadvise": None},
-    "advice refused": {"posix_fadvise": refuses(errno.EINVAL)},
     "writes of few bytes": {"write": lambda descriptor, data: real_write(descriptor, data[:7])},
     "all at once": {"copy_file_range": None, "posix_fallocate": None, "O_NOFOLLOW": None, "O_CLOEXEC": None},
 }
