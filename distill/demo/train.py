@@ -4,7 +4,10 @@
 
 Needs torch (`pip install 'gguforge[train]'`) and nothing else; the result is a Hugging Face checkpoint.
 Matrices are trained with Muon (momentum, made orthogonal by Newton-Schulz: Keller Jordan 2024), the rest with AdamW.
-TIMES
+
+The model that ships was made by the defaults: 1,000 steps of 4,096 tokens, 17 minutes on two cores shared with other
+work. It reached a loss of 0.0115 and answered 99.9 % of trained wordings word for word, 52.6 % of
+those held out. A seed gives the same batches everywhere; weights agree up to the rounding of the machine's kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,6 +65,20 @@ class Muon:
             matrix.add_(step, alpha=-rate * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What training gives.
+
+    Attributes:
+        loss: mean over the last 50 steps, in nats for each answer token.
+    """
+
+    model: Llama
+    tokenizer: Tokenizer
+    talk: Talk
+    loss: float
+
+
 def schedule(step: int, steps: int) -> float:
     """Factor of the learning rate: a short linear rise, then half a cosine down to two percent."""
     rise = min(1.0, (step + 1) / max(1, steps // 40))
@@ -93,12 +111,13 @@ def asked(question: str) -> str:
     return question[:1].upper() + question[1:] + ("?" if ASKING.match(question) else "")
 
 
-def score(model: Llama, tokenizer: Tokenizer, course: Course, talk: Talk) -> tuple[float, float]:
+def score(result: Trained) -> tuple[float, float]:
     """The share of questions answered word for word: three trained wordings a lesson, and all held-out ones."""
-    trained = [(q, lesson.answers) for lesson in course.lessons for q in talk.questions[lesson.topic][:3]]
-    held_out = [(q, lesson.answers) for lesson in course.lessons for q in lesson.held_out]
+    talk, lessons = result.talk, result.talk.course.lessons
+    trained = [(q, lesson.answers) for lesson in lessons for q in talk.questions[lesson.topic][:3]]
+    held_out = [(q, lesson.answers) for lesson in lessons for q in lesson.held_out]
     shares = [
-        sum(answered(model, tokenizer, asked(q), answers) for q, answers in group) / len(group)
+        sum(answered(result.model, result.tokenizer, asked(q), answers) for q, answers in group) / len(group)
         for group in (trained, held_out)
     ]
     return shares[0], shares[1]
@@ -111,8 +130,12 @@ def tokenizer_texts(course: Course, talk: Talk) -> list[str]:
     return answers * ANSWERS_COUNT + [asked(q) for questions in talk.questions.values() for q in questions]
 
 
-def train(output: Path, shape: Shape, steps: int, rows: int, length: int, seed: int) -> float:
-    """Train from nothing, write the checkpoint, return the mean loss of the last steps (nats for each answer token)."""
+def train(output: Path, shape: Shape, steps: int, rows: int, length: int, seed: int) -> Trained:
+    """Train from nothing and write the checkpoint.
+
+    Raises:
+        OutputError: the folder holds a checkpoint already.
+    """
     if (output / "model.safetensors").exists():
         raise OutputError("the folder already holds a checkpoint", path=output, remedy="Choose another --output.")
     torch.manual_seed(seed)
@@ -143,11 +166,7 @@ def train(output: Path, shape: Shape, steps: int, rows: int, length: int, seed: 
             tensors = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
             write_checkpoint(output, shape.config(), vocabulary, tensors)
 
-    trained, held_out = score(model, tokenizer, course, talk)
-    print(
-        f"answered word for word: {trained:.1%} of trained wordings, {held_out:.1%} of held-out ones", file=sys.stderr
-    )
-    return recent
+    return Trained(model, tokenizer, talk, recent)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -155,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m gguforge.distill.demo.train", description="Train gguforge's demo model."
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--layers", type=int, default=Shape.num_hidden_layers)
     parser.add_argument("--rows", type=int, default=16, help="rows in a batch")
     parser.add_argument("--length", type=int, default=256, help="tokens in a row")
@@ -164,7 +183,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     shape = Shape(num_hidden_layers=options.layers)
-    train(options.output, shape, options.steps, options.rows, options.length, options.seed)
+    result = train(options.output, shape, options.steps, options.rows, options.length, options.seed)
+    trained, held_out = score(result)
+    print(f"word for word: {trained:.1%} of trained wordings, {held_out:.1%} of held-out ones", file=sys.stderr)
 
 
 if __name__ == "__main__":

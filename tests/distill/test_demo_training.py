@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'train')")
 
 from gguforge.distill.demo.model import Llama, Shape  # noqa: E402
-from gguforge.distill.demo.train import main, orthogonal, schedule, train  # noqa: E402
+from gguforge.distill.demo.train import answered, main, orthogonal, schedule, train  # noqa: E402
 from gguforge.quant.errors import OutputError  # noqa: E402
 
 TINY = Shape(
@@ -26,7 +26,8 @@ TINY = Shape(
 def test_a_few_steps_lower_the_loss_and_write_a_checkpoint(tmp_path: Path) -> None:
     short = train(tmp_path / "short", TINY, steps=2, rows=2, length=320, seed=1)
     longer = train(tmp_path / "longer", TINY, steps=30, rows=2, length=320, seed=1)
-    assert longer < short
+    assert longer.loss < short.loss
+    assert not answered(short.model, short.tokenizer, "What is GGUF?", ["GGUF is a file."])
     assert json.loads((tmp_path / "longer" / "config.json").read_text(encoding="utf-8"))["hidden_size"] == 64
     with pytest.raises(OutputError, match="already holds a checkpoint"):
         main(["--output", str(tmp_path / "longer")])
