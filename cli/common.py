@@ -30,7 +30,11 @@ def writing_options(command: Command) -> Command:
     options = (
         click.option("-o", "--output", type=click.Path(), help="The file to write."),
         click.option("--overwrite", is_flag=True, help="Replace the output if it exists."),
-        click.option("--workers", type=click.IntRange(1, 256), help="Processes to use.  [default: all processors, one for mere copies]"),
+        click.option(
+            "--workers",
+            type=click.IntRange(1, 256),
+            help="Processes to use.  [default: all, or one for mere copies]",
+        ),
         click.option("--dry-run", is_flag=True, help="Print size, memory and disk needed, at once, and write nothing."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         quiet_option,

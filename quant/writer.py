@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -227,7 +228,9 @@ class _Team:
         self.connections.append(receiver)
         arguments = (plan, part, self.counter, sender, os.getpid())
         process = context.Process(target=_serve, args=arguments, daemon=True)
-        with sender, _signals_held():
+        with sender, _signals_held(), warnings.catch_warnings():
+            # Python 3.12 warns of forking beside BLAS's idle threads; the workers call no BLAS.
+            warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
             self.processes.append(process)
 
