@@ -25,7 +25,12 @@ ANSWER_COLUMN = len(COLUMNS.format("", "", "", "", ""))
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("-o", "--output", type=click.Path(), help="Keep the files in this folder.  [default: a temporary one]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="Keep the files and the checkpoint in this folder.  [default: a temporary one]",
+)
 @click.option("-p", "--prompt", help="What each version is asked for the table.")
 @click.option("--overwrite", is_flag=True, help="Replace the files if they exist.")
 @click.pass_context
@@ -36,7 +41,7 @@ def command(context: click.Context, output: str | None, prompt: str | None, over
     the Q4_K_M file. Where stdin is not a terminal, the question piped in (or the table's) is answered instead.
     """
     from gguforge.cli.chat import command as chat
-    from gguforge.distill.demo.demonstration import CHATTING, QUESTION, versions
+    from gguforge.distill.demo.demonstration import CHATTING, QUESTION, copy_checkpoint, versions
 
     question = prompt or QUESTION
     piped = _piped()
@@ -48,7 +53,8 @@ def command(context: click.Context, output: str | None, prompt: str | None, over
             click.echo(_row(version))
             made[version.type] = version.path
         if output is not None:
-            click.echo(f"\nThe files are in {folder}.", err=True)
+            copy_checkpoint(folder)
+            click.echo(f"\nThe files and the checkpoint are in {folder}.", err=True)
         click.echo(err=True)
         context.invoke(chat, model=str(made[CHATTING]), prompt=None if piped is None else piped or question)
 

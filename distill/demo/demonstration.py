@@ -5,6 +5,7 @@ Nothing is printed here; the command `gguforge demo` shows what this yields.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ def versions(
         start = time.perf_counter()
         plan = quantize(full, path, preset, workers=1, overwrite=overwrite)
         yield _answered(preset, path, plan, time.perf_counter() - start, question)
+
+
+def copy_checkpoint(folder: Path) -> Path:
+    """Lay the checkpoint into `folder/checkpoint`, to try `gguforge convert` on."""
+    return Path(shutil.copytree(CHECKPOINT, folder / "checkpoint", dirs_exist_ok=True))
 
 
 def _answered(type: str, path: Path, plan: Plan, seconds: float, question: str) -> Version:
