@@ -46,10 +46,11 @@ def test_demo_shows_the_table_and_answers_the_piped_question() -> None:
 def test_demo_keeps_the_files_where_it_is_told_and_does_not_overwrite(tmp_path: Path) -> None:
     done = run("--output", str(tmp_path / "new"), "--prompt", "What is GGUF?")
     assert done.returncode == 0, done.stderr
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()}
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "new").glob("*.gguf")}
     assert sorted(sizes) == [f"gguforge-demo-{kind}.gguf" for kind in ("BF16", "Q2_K", "Q4_K_M")]
     full, small, medium = (sizes[name] for name in sorted(sizes))
     assert full > 3 * medium > 3 * small
+    assert (tmp_path / "new" / "checkpoint" / "model.safetensors").is_file()
     assert joined(done.stdout).endswith(answers("What is GGUF?")[0])
     again = run("--output", str(tmp_path / "new"))
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)

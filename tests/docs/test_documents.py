@@ -57,7 +57,7 @@ def console_commands() -> list[tuple[str, str]]:
 
 
 def masked(text: str) -> list[str]:
-    """Lines without what differs from run to run and machine to machine: seconds, memory, disk, paths, runs of spaces."""
+    """Lines without what differs between runs and machines: seconds, threads, memory, disk, paths, runs of spaces."""
     text = re.sub(r"\d+\.\d+ s\b|\b\d+ threads?", "#", text)
     text = re.sub(r"^(memory|disk) .*", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"\S*/", "", text)
