@@ -1,0 +1,92 @@
+"""Finds out whether two texts share passages, from a few numbers kept of one of them.
+
+A text's fingerprint is made of the hashes of its runs of 13 words, of which every 32nd or so is kept, chosen by its
+value: two texts that share a passage of some lines keep the same ones, wherever the passage stands and whichever
+tokenizer cut it. 13 words are what GPT-3's authors took for evidence of copying (arXiv:2005.14165, appendix C).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+
+from gguforge.quant.errors import InputError
+from gguforge.quant.imatrix import ImportanceMatrix, read_fingerprint, read_imatrix
+from gguforge.quant.reader import read_gguf
+
+RUN = 13  # words
+KEPT = 32  # one hash in so many
+MODEL_PREFIX = "quantize.imatrix."  # llama-quantize's keys about the importance matrix that it used
+
+_WORD = re.compile(r"\w+")
+
+
+def fingerprint(text: str) -> frozenset[int]:
+    """Hashes (64 bits) that stand for the text's passages; case, blanks and punctuation do not count.
+
+    >>> words = [str(number) for number in range(1000)]
+    >>> whole, part = fingerprint(" ".join(words)), fingerprint(", ".join(words[300:600]).upper())
+    >>> part < whole, 0 < len(part) < len(whole) < 100
+    (True, True)
+    """
+    words = _WORD.findall(text.lower())
+    runs = (" ".join(words[i : i + RUN]) for i in range(len(words) - RUN + 1))
+    hashes = (int.from_bytes(blake2b(run.encode(), digest_size=8).digest(), "little") for run in runs)
+    return frozenset(number for number in hashes if number % KEPT == 0)
+
+
+def shared(one: frozenset[int], other: frozenset[int]) -> float:
+    """The share of the first text's passages that stand in the other as well, from 0 to 1."""
+    return len(one & other) / len(one) if one else 0.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is known of the text that a model was calibrated with.
+
+    Attributes:
+        datasets: the files' names, without their folders.
+        fingerprint: empty when it was not kept.
+    """
+
+    datasets: frozenset[str]
+    fingerprint: frozenset[int]
+
+
+def find_calibration(
+    model: str | os.PathLike[str], imatrix: str | os.PathLike[str] | None = None
+) -> Calibration | None:
+    """Look for the calibration text in `imatrix`, in the model's metadata, and in the importance matrix that the
+    metadata name, should it lie beside the model; None when the model knows of no importance matrix.
+
+    Raises:
+        InputError: the model or `imatrix` is damaged.
+        OSError: one of them cannot be read.
+    """
+    if imatrix is not None:
+        return _of_matrix(read_imatrix(imatrix))
+    file = read_gguf(model)
+    named = [file.metadata.get(MODEL_PREFIX + name) for name in ("file", "dataset")]
+    matrix_name, dataset = (_base_name(entry.value) if entry is not None else "" for entry in named)
+    kept = read_fingerprint(file, MODEL_PREFIX + "fingerprint")
+    if not kept and matrix_name:
+        with contextlib.suppress(InputError, OSError):  # it may be gone, or be something else by now
+            return _of_matrix(read_imatrix(file.path.parent / matrix_name))
+    return Calibration(frozenset({dataset} - {""}), kept) if kept or dataset else None
+
+
+def _of_matrix(matrix: ImportanceMatrix) -> Calibration:
+    return Calibration(frozenset(map(_base_name, matrix.datasets)), matrix.fingerprint)
+
+
+def _base_name(path: object) -> str:
+    return PurePosixPath(str(path).replace("\\", "/")).name
+
+
+def same_name(text: str | os.PathLike[str], calibration: Calibration) -> bool:
+    """Whether a calibration text has the name of this one: all that can be told where no fingerprint was kept."""
+    return Path(text).name in calibration.datasets
