@@ -20,6 +20,8 @@ from gguforge.runtime.interrupt import exit_on_sigterm
 COMMANDS = {
     "convert": "Turn a Hugging Face checkpoint into a GGUF file of any type, in one pass.",
     "quantize": "Turn a GGUF file into a smaller one, byte for byte as llama-quantize does.",
+    "calibrate": "Read text through a model into an importance matrix, as llama-imatrix does.",
+    "evaluate": "Measure a model: perplexity, and divergence from a reference, as llama-perplexity does.",
     "inspect": "Show what is inside a GGUF file: metadata, tensors, types, chat template.",
     "chat": "Talk to a GGUF model in the terminal.",
     "demo": "Run the whole pipeline on the small model that ships inside.",

@@ -1,0 +1,41 @@
+"""A progress bar that counts chunks of text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class ChunkBar:
+    """Shown from the first report on, since only then the number of chunks is known; silent when not `shown`."""
+
+    def __init__(self, label: str, shown: bool) -> None:
+        self._label, self._shown = label, shown
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if not self._shown:
+            return
+        from tqdm import tqdm
+
+        if self._bar is None:
+            tqdm.monitor_interval = 0  # no watching thread
+            self._bar = tqdm(total=total, initial=done, desc=self._label, unit="chunk", leave=False)
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def chunk_bar(label: str, quiet: bool) -> Iterator[ChunkBar]:
+    """A bar on stderr; none when quiet or when stderr is no terminal."""
+    bar = ChunkBar(label, not quiet and sys.stderr.isatty())
+    try:
+        yield bar
+    finally:
+        bar.close()
