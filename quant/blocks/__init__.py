@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gguforge.quant.blocks import floats, fp4, kquants, legacy, lowbit, nonlinear
+from gguforge.quant.blocks import floats, fp4, iq1, iq2, iq3, kquants, legacy, lowbit, nonlinear
 from gguforge.quant.blocks.base import REGISTRY, Block, Bytes, Floats
 from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.errors import InputError
@@ -15,6 +15,9 @@ __all__ = [
     "encode",
     "floats",
     "fp4",
+    "iq1",
+    "iq2",
+    "iq3",
     "kquants",
     "legacy",
     "lowbit",

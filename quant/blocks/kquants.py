@@ -32,10 +32,12 @@ def round_levels(
     fit: AffineFit | SymmetricFit | DescentFit,
     shift: int = 0,
     offset: Floats | None = None,
+    finite: bool = True,
 ) -> Bytes:
     """The final rounding: levels of groups `x` (size, groups) for the scale `d` (and minimum `offset`) of each group.
 
-    Groups whose scale is zero keep the levels of the search.
+    Groups whose scale is zero keep the levels of the search. `finite` promises that |x / d| < 2^22: not so where
+    weights without importance were left out of the fit.
 
     Returns:
         shape (groups, size), values low + shift .. high + shift.
@@ -48,7 +50,7 @@ def round_levels(
     if offset is not None:
         x = np.add(x, offset, out=level)
     np.divide(x, d, out=level)
-    round_into(level, low, high, finite=True)
+    round_into(level, low, high, finite)
     if shift:
         level += f32(shift)
     if len(keep):
@@ -150,7 +152,8 @@ class Q2_K(Block, type=T.Q2_K, size=SUPER, tile=256, importance="block", scales=
         m, dmin = round_scales(per_block(fit.minimum, 16), of_groups, 15)
         out["d"], out["dmin"], out["scales"] = d, dmin, (s | m << 4).T
         step = per_group(d.astype(np.float32) * s)
-        levels = round_levels(groups, step, 0, 3, fit, offset=per_group(dmin.astype(np.float32) * m))
+        offset = per_group(dmin.astype(np.float32) * m)
+        levels = round_levels(groups, step, 0, 3, fit, offset=offset, finite=w is None)
         out["qs"] = pack_2bit(levels)
 
     @staticmethod
@@ -185,7 +188,7 @@ class Q3_K(
         packed[8:] = high[0:4] | high[4:8] << u8(2) | high[8:12] << u8(4) | high[12:16] << u8(6)
         out["d"], out["scales"] = d, packed.T
         step = per_group(d.astype(np.float32) * (codes.astype(np.float32) - f32(32)))
-        levels = round_levels(groups, step, -4, 3, fit, shift=4).reshape(-1, SUPER)
+        levels = round_levels(groups, step, -4, 3, fit, shift=4, finite=w is None).reshape(-1, SUPER)
         high_bits = (levels > 3).reshape(-1, 8, 32)
         out["hmask"] = np.packbits(high_bits, axis=1, bitorder="little").reshape(-1, 32)
         out["qs"] = pack_2bit(levels & u8(3))
@@ -232,7 +235,8 @@ def encode_affine_32(x: Floats, w: Floats | None, out: Blocks, nmax: int, first:
     m, dmin = round_scales(per_block(fit.minimum, 8), of_groups, 63)
     out["d"], out["dmin"], out["scales"] = d, dmin, pack_6bit(s, m)
     step = per_group(d.astype(np.float32) * s)
-    levels = round_levels(groups, step, 0, nmax, fit, offset=per_group(dmin.astype(np.float32) * m))
+    offset = per_group(dmin.astype(np.float32) * m)
+    levels = round_levels(groups, step, 0, nmax, fit, offset=offset, finite=w is None)
     return levels.reshape(-1, SUPER)
 
 
@@ -296,7 +300,7 @@ class Q6_K(
         d = np.where(zero, f32(0), f32(1) / inverse).astype(np.float16)
         out["d"], out["scales"] = d, codes.T
         step = per_group(d.astype(np.float32) * codes.astype(np.float32))
-        levels = round_levels(groups, step, -32, 31, fit, shift=32).reshape(-1, SUPER)
+        levels = round_levels(groups, step, -32, 31, fit, shift=32, finite=w is None).reshape(-1, SUPER)
         levels[zero] = 0
         halves = levels.reshape(-1, 128)
         out["ql"] = fold(halves & u8(15), 4).reshape(-1, 128)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ggml
 import numpy as np
+from block_rows import digests
 
 from gguforge.quant.blocks import REGISTRY
 from gguforge.quant.constants import GGML_QUANT_SIZES
@@ -36,6 +37,13 @@ def main() -> None:
         "importance": [f"{bits:08x}" for bits in importance.view(np.uint32)],
         "blocks": blocks,
         "weighted": weighted,
+        "digests": {
+            type.name: digests(
+                lambda x, w, type=type: ggml.encode(x, type, x.size // 256 * GGML_QUANT_SIZES[type][1], w),
+                REGISTRY[type].required,
+            )
+            for type in (T.IQ1_S, T.IQ1_M, T.IQ2_S)
+        },
     }
     (Path(__file__).parent / "golden_blocks.json").write_text(json.dumps(golden, indent=0) + "\n")
 

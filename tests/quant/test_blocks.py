@@ -9,6 +9,7 @@ from pathlib import Path
 import ggml
 import numpy as np
 import pytest
+from block_rows import KINDS, ROW, WEIGHTS, columns, digests, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -21,103 +22,58 @@ from gguforge.quant.errors import InputError
 TYPES = sorted(REGISTRY)
 ENCODED = [kind for kind in TYPES if kind != T.F32]
 UNWEIGHTED = [kind for kind in ENCODED if not REGISTRY[kind].required]
+SLOW = {T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S}
+SLOW_START = {T.IQ1_S, T.IQ1_M, T.IQ2_S}  # ggml makes its lists of neighbours for many seconds before the first block
 SEARCHED = [kind for kind in ENCODED if REGISTRY[kind].importance != "ignored"]
-ROW = 1024
+
+
+def against_ggml(kinds: list[T]) -> list[object]:
+    """Parameters of a test against ggml itself; for types that start slowly there are `digests`."""
+    return [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW_START else (), id=kind.name) for kind in kinds]
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_blocks.json").read_text())
 exact = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"),
     reason="elsewhere compilers fuse multiply and add in ggml: it differs",
 )
 
 
-def rows(kind: str, n: int = 48) -> np.ndarray:
-    """Rows of one kind, shape (n, 1024), the same each time."""
-    rng = np.random.default_rng(20260101)
-    normal = (rng.standard_normal((n, ROW)) * 0.02).astype(np.float32)
-    match kind:
-        case "gaussian":
-            return normal
-        case "heavy-tailed":
-            return (rng.standard_t(2, (n, ROW)) * 0.02).astype(np.float32)
-        case "bf16-rounded":
-            return (normal.view(np.uint32) & 0xFFFF0000).view(np.float32)
-        case "f16-rounded":
-            return normal.astype(np.float16).astype(np.float32)
-        case "constant":
-            return np.repeat(rng.standard_normal((n, 1)).astype(np.float32), ROW, axis=1)
-        case "zero":
-            return np.zeros((n, ROW), np.float32)
-        case "zero groups":
-            return (normal.reshape(-1, 16) * (rng.random((n * ROW // 16, 1)) < 0.7)).reshape(n, ROW).astype(np.float32)
-        case "denormal":
-            return normal * np.float32(1e-38)
-        case "tiny":
-            return normal * np.float32(1e-12)
-        case "mixed scales":
-            scale = 10.0 ** rng.integers(-44, 4, (n, ROW // 256))
-            return normal * scale.repeat(256, axis=1).astype(np.float32)
-        case "positive":
-            return np.abs(normal)
-        case "negative":
-            return -np.abs(normal)
-        case "integers":
-            return rng.integers(-8, 9, (n, ROW)).astype(np.float32)
-        case "sparse":
-            return normal * (rng.random((n, ROW)) < 0.05)
-        case _:
-            raise ValueError(kind)
-
-
-KINDS = (
-    "gaussian", "heavy-tailed", "bf16-rounded", "f16-rounded", "constant", "zero", "zero groups", "denormal", "tiny",
-    "mixed scales", "positive", "negative", "integers", "sparse",
-)  # fmt: skip
+def assert_same(x: np.ndarray, type: T, ours: np.ndarray, theirs: np.ndarray) -> None:
+    """All blocks have the same bytes."""
+    nbytes = GGML_QUANT_SIZES[type][1]
+    differ = (ours.reshape(-1, nbytes) != theirs.reshape(-1, nbytes)).any(axis=1)
+    if type == T.IQ3_S:  # ggml writes what follows a group of zeros into the wrong place: see the test below
+        differ &= (x.reshape(-1, 8, 32) != 0).any(axis=2).all(axis=1)
+    worst = np.flatnonzero(differ)
+    assert not len(worst), f"{len(worst)} of {len(differ)} blocks differ, first {worst[0]}"
 
 
 @exact
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("type", UNWEIGHTED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("type", against_ggml(UNWEIGHTED))
 def test_encode_equals_ggml(type: T, kind: str) -> None:
-    x = rows(kind)
+    x = rows(kind, 12 if type in SLOW else 48)
     ours = encode(x, type)
-    theirs = ggml.encode(x, type, ours.size)
-    worst = np.flatnonzero((ours != theirs).any(axis=1))
-    assert not len(worst), f"{len(worst)} of {len(x)} rows differ, first {worst[0]}"
-
-
-def columns(kind: str) -> np.ndarray:
-    """Importance of each column, shape (1024,)."""
-    rng = np.random.default_rng(20260202)
-    weights = rng.standard_normal(ROW) ** 2
-    match kind:
-        case "random":
-            pass
-        case "some zero":
-            weights[rng.random(ROW) < 0.2] = 0
-            weights[300:316] = 0
-            weights[512:768] = 0
-        case "some huge":
-            weights[rng.random(ROW) < 0.02] *= 1e7
-        case "tiny":
-            weights *= 1e-12
-        case _:
-            raise ValueError(kind)
-    return weights.astype(np.float32)
-
-
-WEIGHTS = ("random", "some zero", "some huge", "tiny")
+    assert_same(x, type, ours, ggml.encode(x, type, ours.size))
 
 
 @exact
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("type", SEARCHED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("type", against_ggml(SEARCHED))
 def test_encode_with_importance_equals_ggml(type: T, kind: str) -> None:
-    x = rows(kind, 6)
+    x = rows(kind, 3 if type in SLOW else 6)
     for importance in WEIGHTS:
         weights = columns(importance)
         ours = encode(x, type, weights)
-        theirs = ggml.encode(x, type, ours.size, weights)
-        worst = np.flatnonzero((ours != theirs).any(axis=1))
-        assert not len(worst), f"{importance}: {len(worst)} of {len(x)} rows differ, first {worst[0]}"
+        assert_same(x, type, ours, ggml.encode(x, type, ours.size, weights))
+
+
+@pytest.mark.parametrize("name", GOLDEN["digests"])
+def test_encode_equals_what_ggml_wrote(name: str) -> None:
+    type = T[name]
+    found = digests(lambda x, weights: encode(x, type, weights), REGISTRY[type].required)
+    assert found == GOLDEN["digests"][name]
 
 
 @pytest.mark.parametrize("type", sorted(set(UNWEIGHTED) - set(SEARCHED)), ids=lambda kind: kind.name)
@@ -142,9 +98,6 @@ def test_layout_is_the_c_struct(type: T) -> None:
     assert (kind.size, kind.layout.itemsize) == GGML_QUANT_SIZES[type]
 
 
-GOLDEN = json.loads((Path(__file__).parent / "golden_blocks.json").read_text())
-
-
 def golden_row(field: str, type: T) -> np.ndarray:
     """The first block of a golden input."""
     bits = np.array([int(word, 16) for word in GOLDEN[field]], np.uint32)
@@ -167,33 +120,34 @@ def test_golden_block_with_importance(name: str) -> None:
 def test_rows_are_independent_of_their_neighbours(type: T) -> None:
     size = GGML_QUANT_SIZES[type][0]
     n = 2 * max(REGISTRY[type].tile, REGISTRY[type].weighted_tile) * size // ROW + 3
-    x, weights = rows("mixed scales", n), None if type in UNWEIGHTED else columns("random")
+    x, weights = rows("mixed scales", n), columns("random") if REGISTRY[type].required else None
     chosen = [0, n // 2, n - 1]
     alone = np.concatenate([encode(x[i : i + 1], type, weights) for i in chosen])
     assert (encode(x, type, weights)[chosen] == alone).all()
 
 
 @exact
-@pytest.mark.parametrize("type", SEARCHED, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("type", against_ggml(SEARCHED))
 def test_a_single_block_is_summed_in_order_too(type: T) -> None:
     size = GGML_QUANT_SIZES[type][0]
     for i in range(0, ROW, size):
         x, weights = rows("gaussian", 1)[:, i : i + size], columns("random")[i : i + size]
         ours = encode(x, type, weights)
-        assert (ours == ggml.encode(x, type, ours.size, weights)).all()
+        assert_same(x, type, ours, ggml.encode(x, type, ours.size, weights))
 
 
 ERROR = {T.Q8_0: 0.006, T.Q6_K: 0.02, T.Q5_K: 0.04, T.Q4_K: 0.08, T.Q3_K: 0.17, T.Q2_K: 0.32,
          T.Q5_1: 0.04, T.Q5_0: 0.05, T.Q4_1: 0.08, T.Q4_0: 0.1, T.F16: 3e-4, T.BF16: 2e-3, T.F32: 0,
          T.IQ4_NL: 0.08, T.IQ4_XS: 0.08, T.MXFP4: 0.12, T.NVFP4: 0.11, T.Q1_0: 0.61, T["Q2_0"]: 0.72, T.TQ1_0: 0.81,
-         T.TQ2_0: 0.81}  # fmt: skip
+         T.TQ2_0: 0.81, T.IQ2_XXS: 0.6, T.IQ2_XS: 0.6, T.IQ2_S: 0.6, T.IQ3_XXS: 0.3,
+         T.IQ3_S: 0.3, T.IQ1_S: 0.9, T.IQ1_M: 0.9}  # fmt: skip
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda kind: kind.name)
 def test_round_trip_error_is_that_of_the_type(type: T) -> None:
-    x = rows("gaussian")
-    error = np.sqrt(np.mean((decode(encode(x, type), type) - x) ** 2) / np.mean(x**2))
-    assert error <= ERROR[type]
+    x, weights = rows("gaussian"), np.ones(ROW, np.float32) if REGISTRY[type].required else None
+    difference = decode(encode(x, type, weights), type) - x
+    assert np.sqrt(np.mean(difference**2) / np.mean(x**2)) <= ERROR[type]
 
 
 importances = st.floats(width=32, min_value=0, max_value=2.0**20)
@@ -202,11 +156,11 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(
 
 @exact
 @settings(max_examples=60, deadline=None)
-@given(arrays(np.float32, (1, 256), elements=finite), st.sampled_from(UNWEIGHTED))
+@given(arrays(np.float32, (1, 256), elements=finite), st.sampled_from(sorted(set(UNWEIGHTED) - SLOW_START)))
 def test_encode_equals_ggml_on_whatever_hypothesis_finds(x: np.ndarray, type: T) -> None:
     ours = encode(x, type)
     if block_type(type).is_finite(ours):
-        assert (ours == ggml.encode(x, type, ours.size)).all()
+        assert_same(x, type, ours, ggml.encode(x, type, ours.size))
 
 
 @exact
@@ -214,12 +168,27 @@ def test_encode_equals_ggml_on_whatever_hypothesis_finds(x: np.ndarray, type: T)
 @given(
     arrays(np.float32, st.sampled_from([(1, 256), (3, 256)]), elements=finite),
     arrays(np.float32, 256, elements=importances),
-    st.sampled_from(SEARCHED),
+    st.sampled_from(sorted(set(SEARCHED) - SLOW_START)),
 )
 def test_encode_with_importance_equals_ggml_on_whatever_hypothesis_finds(x: np.ndarray, w: np.ndarray, type: T) -> None:
     ours = encode(x, type, w)
     if block_type(type).is_finite(ours):
-        assert (ours == ggml.encode(x, type, ours.size, w)).all()
+        assert_same(x, type, ours, ggml.encode(x, type, ours.size, w))
+
+
+def test_iq3_s_survives_a_group_of_zeros() -> None:
+    x = rows("gaussian", 1)[:, :256]
+    x[:, 32:64] = 0
+    ours = encode(x, T.IQ3_S)
+    theirs = ggml.encode(x, T.IQ3_S, ours.size)
+    error = [float(np.abs(decode(data, T.IQ3_S) - x).max()) for data in (ours, theirs)]
+    assert error[0] < 0.3 * np.abs(x).max()
+    assert error[1] > np.abs(x).max()  # once ggml is repaired, the exception in assert_same can go
+
+
+def test_a_type_that_needs_importance_says_so() -> None:
+    with pytest.raises(InputError, match="IQ2_XXS needs an importance matrix"):
+        encode(np.zeros((1, 256), np.float32), T.IQ2_XXS)
 
 
 def test_overflow_is_seen() -> None:
