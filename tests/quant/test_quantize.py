@@ -20,6 +20,7 @@ from gguforge.quant.quantize import plan_of_file, quantize, retype, types_count
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.sources import ArraySource
 from gguforge.quant.writer import write
+from gguforge.runtime.library import library
 
 exact = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"),
@@ -49,13 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def llama_quantize(source: Path, target: Path, file_type: int) -> None:
     """The peer's result."""
-    import llama_cpp
-
-    @llama_cpp.llama_log_callback
-    def silent(level: int, text: bytes, user: ctypes.c_void_p) -> None:
-        pass
-
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    llama_cpp = library()  # with its log hidden
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread, parameters.ftype = 1, file_type
     assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)) == 0
