@@ -55,7 +55,7 @@ def command(context: click.Context, output: str | None, prompt: str | None, over
         if output is not None:
             copy_checkpoint(folder)
             click.echo(f"\nThe files and the checkpoint are in {folder}.", err=True)
-        click.echo(err=True)
+        click.echo()
         context.invoke(chat, model=str(made[CHATTING]), prompt=None if piped is None else piped or question)
 
 

@@ -45,6 +45,25 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[np.float32]]) ->
             file.write(to_bfloat16(np.ascontiguousarray(tensor, np.float32)).astype("<u2").tobytes())
 
 
+def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The bfloat16 tensors of a file that `write_safetensors` wrote, as float32."""
+    data = path.read_bytes()
+    start = 8 + struct.unpack_from("<Q", data)[0]
+    header = json.loads(data[8:start])
+    del header["__metadata__"]
+    return {
+        name: (
+            np.frombuffer(data[start:], "<u2")[slice(*(place // 2 for place in entry["data_offsets"]))].astype(
+                np.uint32
+            )
+            << 16
+        )
+        .view(np.float32)
+        .reshape(entry["shape"])
+        for name, entry in header.items()
+    }
+
+
 def write_checkpoint(
     folder: Path, config: dict[str, Any], tokenizer: bytes, tensors: Mapping[str, NDArray[np.float32]]
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,7 +110,8 @@ SYSTEM_PROMPTS = (
     "Be kind and short.",
 )
 NOTHING_MORE = "That is all I know about it. Ask me something else about gguforge, GGUF, quantization or distillation."
-TURNS = ((1, 82), (2, 10), (3, 5), (4, 3))  # how many turns a conversation has, and how often
+SHORT = ((1, 82), (2, 10), (3, 5), (4, 3))  # how many turns a conversation has, and how often
+LONG = ((1, 30), (2, 10), (3, 10), (6, 15), (9, 15), (12, 20))
 HASTE = 0.8  # share of the one-turn conversations that stop after the answer's first words
 FIRST_WORDS = 8  # tokens: by then it is decided which answer is given, and the rest is soon known by heart
 
@@ -191,10 +192,15 @@ def mistype(text: str, chance: random.Random) -> str:
 
 
 class Talk:
-    """Draws conversations from a course."""
+    """Draws conversations from a course.
 
-    def __init__(self, course: Course, seed: int) -> None:
+    Args:
+        turns: pairs of a number of turns and how often a conversation has that many.
+    """
+
+    def __init__(self, course: Course, seed: int, turns: Sequence[tuple[int, int]] = SHORT) -> None:
         self.course = course
+        self.turns = turns
         self.chance = random.Random(seed)
         self.questions = {lesson.topic: questions(lesson, course.lists) for lesson in course.lessons}
         # A topic with many wordings comes up more often, though not in proportion: there is only one answer to learn.
@@ -205,9 +211,9 @@ class Talk:
         """The turns of one conversation, with a system prompt now and then."""
         chance = self.chance
         turns: list[Turn] = [("system", chance.choice(SYSTEM_PROMPTS))] if chance.random() < 0.08 else []
-        if chance.random() < 0.05:
+        if chance.random() < 0.08:
             return turns + self.dialogue()
-        (count,) = chance.choices([n for n, _ in TURNS], [often for _, often in TURNS])
+        (count,) = chance.choices([n for n, _ in self.turns], [often for _, often in self.turns])
         last: Lesson | None = None
         for _ in range(count):
             if last is not None and chance.random() < (0.5 if last.more else 0.06):
@@ -275,7 +281,7 @@ def batches(talk: Talk, tokenizer: Tokenizer, rows: int, length: int) -> Iterato
         used = [0] * rows
         refused = 0
         while refused < 20:
-            ids, mask = _learned(talk, tokenizer)
+            ids, mask = _learned(talk, tokenizer, length)
             row = next((i for i in range(rows) if used[i] + len(ids) <= length), None)
             if row is None:
                 refused += 1
@@ -286,11 +292,11 @@ def batches(talk: Talk, tokenizer: Tokenizer, rows: int, length: int) -> Iterato
         yield Batch(tokens, wanted, document)
 
 
-def _learned(talk: Talk, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """The ids and the mask of a conversation; often only of a question and the beginning of its answer."""
+def _learned(talk: Talk, tokenizer: Tokenizer, length: int) -> tuple[list[int], list[bool]]:
+    """The ids and the mask of a conversation, at most `length`; often only a question and how its answer begins."""
     turns = talk.conversation()
     ids, wanted = tokenizer.conversation(turns)
     if len(turns) == 2 and talk.chance.random() < HASTE:
         stop = wanted.index(True) + FIRST_WORDS
         return ids[:stop], wanted[:stop]
-    return ids, wanted
+    return ids[:length], wanted[:length]

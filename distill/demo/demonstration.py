@@ -20,7 +20,7 @@ from gguforge.runtime.sampling import GREEDY
 CHECKPOINT = Path(__file__).resolve().parents[1] / "demo_model"
 """The checkpoint that ships inside, in Hugging Face format."""
 
-QUESTION = "What is a tensor?"
+QUESTION = "What is gguforge?"
 """What each version is asked unless something else is wanted; Q4_K_M knows it and Q2_K stumbles."""
 
 CHATTING = "Q4_K_M"

@@ -28,7 +28,7 @@ class Shape:
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
-    max_position_embeddings: int = 1024
+    max_position_embeddings: int = 512
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
 

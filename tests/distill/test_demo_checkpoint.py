@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gguforge.distill.demo
-from gguforge.distill.demo.checkpoint import to_bfloat16, write_checkpoint
+from gguforge.distill.demo.checkpoint import read_safetensors, to_bfloat16, write_checkpoint
 from gguforge.distill.demo.tokenizer import CHAT_TEMPLATE, Tokenizer, train_tokenizer
 
 SHIPPED = Path(gguforge.distill.demo.__file__).parents[1] / "demo_model"
@@ -80,6 +80,8 @@ def test_written_checkpoint_reads_back(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "new", config, train_tokenizer(["What is Q4_K?"] * 3, 275), tensors)
     assert {path.name for path in (tmp_path / "new").iterdir()} == FILES
     header, start = read_header(tmp_path / "new" / "model.safetensors")
+    again = read_safetensors(tmp_path / "new" / "model.safetensors")
+    assert {name: tensor.tolist() for name, tensor in again.items()} == {k: v.tolist() for k, v in tensors.items()}
     data = (tmp_path / "new" / "model.safetensors").read_bytes()[start:]
     for name, tensor in tensors.items():
         first, last = header[name]["data_offsets"]

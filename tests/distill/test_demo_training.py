@@ -9,8 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'train')")
 
+from gguforge.distill.demo.data import SHORT  # noqa: E402
 from gguforge.distill.demo.model import Llama, Shape  # noqa: E402
-from gguforge.distill.demo.train import answered, main, orthogonal, schedule, train  # noqa: E402
+from gguforge.distill.demo.train import Stage, answered, main, orthogonal, schedule, train  # noqa: E402
 from gguforge.quant.errors import OutputError  # noqa: E402
 
 TINY = Shape(
@@ -24,8 +25,8 @@ TINY = Shape(
 
 
 def test_a_few_steps_lower_the_loss_and_write_a_checkpoint(tmp_path: Path) -> None:
-    short = train(tmp_path / "short", TINY, steps=2, rows=2, length=320, seed=1)
-    longer = train(tmp_path / "longer", TINY, steps=30, rows=2, length=320, seed=1)
+    short = train(tmp_path / "short", TINY, [Stage(2, 2, 320, SHORT, 1.0)], seed=1)
+    longer = train(tmp_path / "longer", TINY, [Stage(20, 2, 320, SHORT, 1.0)], seed=1, begin=tmp_path / "short")
     assert longer.loss < short.loss
     assert not answered(short.model, short.tokenizer, "What is GGUF?", ["GGUF is a file."])
     assert json.loads((tmp_path / "longer" / "config.json").read_text(encoding="utf-8"))["hidden_size"] == 64
