@@ -18,6 +18,8 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+COLUMNS = 512  # points of a search whose distances are tabulated at once
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -27,12 +29,14 @@ class Neighbours:
         starts, counts: where the list of each code begins, and its length, shape (codes,).
         points: all lists in a row.
         packed: the same points as places on the lattice, four bits each, the first lowest.
+        halves: codes of their first and their second half times COLUMNS, shape (2, ...).
     """
 
     starts: Ints
     counts: NDArray[np.int16]
     points: NDArray[np.int16]
     packed: NDArray[np.int32]
+    halves: NDArray[np.uint16]
 
 
 class Grid:
@@ -81,7 +85,15 @@ class Grid:
             total += len(row)
         points = np.concatenate(lists)
         packed = (self.lattice.astype(np.int64).T << 4 * np.arange(len(self.lattice))).sum(axis=1)
-        return Neighbours(starts, counts, points.astype(np.int16), packed.astype(np.uint32).view(np.int32)[points])
+        half = len(self.lattice) // 2
+        codes = np.stack([self.levels[:, part] @ self.place[:half] for part in (slice(half), slice(half, None))])
+        return Neighbours(
+            starts,
+            counts,
+            points.astype(np.int16),
+            packed.astype(np.uint32).view(np.int32)[points],
+            np.ascontiguousarray(codes[:, points] * COLUMNS, np.uint16),
+        )
 
     def _reach(self, far: Floats) -> Floats:
         """The distance that the list of each row of `far` ends with, shape (rows,)."""

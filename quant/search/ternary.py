@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gguforge.quant.search.base import Floats, Mask, add_up, f32
 from gguforge.quant.search.grids import grid
-from gguforge.quant.search.lattice import FLT_MAX, Indices, nearest_points
+from gguforge.quant.search.lattice import FLT_MAX, Indices, as_points, nearest_points
 
 DELTA = f32(0.125)
 UP = np.array([-1, 0, 1], np.float32) + DELTA  # what the three levels stand for with a positive shift
@@ -172,8 +172,9 @@ class TernaryFit:
         if not len(row):
             return
         shift = np.where(self.down[row, group], -DELTA, DELTA)
-        places = (row * 8 + np.arange(8)[:, None]) * n + group
-        near = nearest_points(points, x.take(places), w.take(places), self.scale[group], codes[row, group], shift)
+        near = nearest_points(
+            points, as_points(x, 8), as_points(w, 8), row * n + group, self.scale[group], codes[row, group], shift
+        ).best
         self.index[row, group] = np.maximum(near, 0)
         again = np.unique(group)
         q = self.values(again)
