@@ -45,7 +45,7 @@ def magnitudes(x: Floats, w: Floats | None) -> tuple[Floats, Bytes]:
 
 
 def as_points(x: Floats, size: int) -> Floats:
-    """Groups (group size, groups) as points of 8 or 4 weights: shape (size, points); all first points, then all second."""
+    """Groups (group size, groups) as points of `size` weights: (size, points), the first point of each group first."""
     points = np.empty((size, x.size // size), np.float32)
     points.reshape(size, -1, x.shape[1])[...] = x.reshape(-1, size, x.shape[1]).swapaxes(0, 1)
     return points

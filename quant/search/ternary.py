@@ -115,9 +115,10 @@ def best_split(candidates: Iterator[Candidates], n: int) -> Split:
     normal = (top * q2.min(axis=0) > LEAST) & (
         top * q2.max(axis=0) < MOST
     )  # else rounding is too coarse to leave any out
-    group, number = np.nonzero(
-        (score >= np.where(normal, top * CLOSE, np.where(q2.max(axis=0) > 0, -np.inf, np.inf))).T
-    )
+    least = np.where(normal, top * CLOSE, np.where(q2.max(axis=0) > 0, -np.inf, np.inf))
+    number, group = np.divmod(np.flatnonzero(score >= least), n)
+    order = group.argsort(kind="stable")
+    number, group = number[order], group[order]
     scale, best = np.zeros(n, np.float32), np.full(n, -FLT_MAX, np.float32)
     chosen = np.full(n, -1, np.intp)
     rank = np.arange(len(group)) - np.searchsorted(group, group)  # place of each among those of its group
