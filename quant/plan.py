@@ -14,7 +14,7 @@ from functools import cached_property
 
 from gguforge.quant.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguforge.quant.metadata import Value, pack_string
-from gguforge.quant.sources import Source
+from gguforge.quant.sources import Floats, Source
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -64,6 +64,7 @@ class TensorPlan:
         source: where its elements come from; `source.shape == shape`.
         reason: the rule that chose the type, in words, for `--dry-run` and `--explain`.
         fallback: the type the preset wanted, where the row length did not allow it.
+        importance: importance of each column, shape (matrices, row length), where an importance matrix is used.
     """
 
     name: str
@@ -72,6 +73,7 @@ class TensorPlan:
     source: Source
     reason: str = ""
     fallback: GGMLQuantizationType | None = None
+    importance: Floats | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         assert self.source.shape == self.shape, f"{self.name}: source {self.source.shape} is not {self.shape}"
@@ -100,6 +102,11 @@ class TensorPlan:
     def nbytes(self) -> int:
         """Bytes of the tensor in the output, without padding."""
         return self.rows * self.row_bytes
+
+    @property
+    def rows_per_matrix(self) -> int:
+        """Rows that share one row of `importance`."""
+        return self.rows // (1 if self.importance is None else len(self.importance))
 
     @property
     def is_copy(self) -> bool:

@@ -58,8 +58,11 @@ def slabs(plan: Plan) -> Iterator[Slab]:
             1,
             COPY_SLAB // max(1, tensor.row_bytes) if tensor.is_copy else ENCODE_SLAB // max(1, tensor.row_length),
         )
-        for start in range(0, tensor.rows if tensor.row_length else 0, step):
-            yield Slab(index, start, min(tensor.rows, start + step))
+        matrix = tensor.rows_per_matrix
+        for first in range(0, tensor.rows if tensor.row_length else 0, max(1, matrix)):
+            end = first + matrix  # a slab has one importance: it ends where a matrix ends
+            for start in range(first, end, step):
+                yield Slab(index, start, min(end, start + step))
 
 
 def processors() -> int:
@@ -193,7 +196,8 @@ class _Filler:
         rows: Floats = tensor.source.rows(slab.start, slab.stop)
         if rows.size and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
             raise not_finite(tensor, "holds NaN or infinity")
-        data = encode(rows, tensor.type)
+        weights = None if tensor.importance is None else tensor.importance[slab.start // tensor.rows_per_matrix]
+        data = encode(rows, tensor.type, weights)
         if not block_type(tensor.type).is_finite(data):
             raise not_finite(tensor, f"holds values too large for {tensor.type.name}")
         return data

@@ -7,6 +7,7 @@ import os
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
@@ -15,9 +16,11 @@ from gguf.constants import GGMLQuantizationType as T
 
 from gguforge.quant.errors import DataError, InputError, OutputError
 from gguforge.quant.metadata import uint32
-from gguforge.quant.presets import ALIASES, PRESETS, Model, TypeChooser, file_order, find_preset, is_quantizable
-from gguforge.quant.quantize import plan_of_file, quantize, retype, types_count
+from gguforge.quant.overrides import parse_overrides, parse_pairs
+from gguforge.quant.presets import ALIASES, PRESETS, find_preset
+from gguforge.quant.quantize import Guide, plan_of_file, quantize, retype, types_count
 from gguforge.quant.reader import read_gguf
+from gguforge.quant.rules import Model, TypeChooser, file_order, is_quantizable
 from gguforge.quant.sources import ArraySource
 from gguforge.quant.writer import write
 from gguforge.runtime.library import library
@@ -27,14 +30,24 @@ exact = pytest.mark.skipif(
     reason="elsewhere compilers fuse multiply and add in ggml: it differs",
 )
 SHAPES = {
-    "grouped heads": {},
+    "grouped heads": {"layers": 8, "ffn": 256},
     "few layers, tied": {"layers": 3, "tied": True},
     "odd rows": {"layers": 4, "hidden": 160, "ffn": 352, "heads": 4},
     "rows of no block": {"layers": 2, "hidden": 80, "ffn": 104, "heads": 4, "heads_kv": 4, "tied": True},
     "eight experts": {"layers": 4, "experts": 8, "ffn": 256},
     "four experts": {"layers": 9, "experts": 4, "ffn": 256},
 }
-LLAMA_PRESETS = [name for name in PRESETS if name != "Q2_K_S"]  # which llama.cpp refuses without an importance matrix
+COMMON = [name for name in PRESETS if not name.startswith(("IQ", "TQ", "Q1", "Q2_0"))]
+CASES = [
+    *(("grouped heads", preset) for preset in PRESETS),
+    *((model, preset) for model in ("odd rows", "rows of no block") for preset in COMMON),
+    *(
+        (model, preset)
+        for model in ("few layers, tied", "eight experts", "four experts")
+        for preset in ("Q4_K_M", "Q2_K")
+    ),
+]
+REST = [(model, preset) for model in SHAPES for preset in PRESETS if (model, preset) not in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +61,122 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def llama_quantize(source: Path, target: Path, file_type: int) -> None:
-    """The peer's result."""
+def llama_quantize(source: Path, target: Path, preset: str, guide: Guide | None = None) -> bool:
+    """The peer's result; whether it made one."""
     llama_cpp = library()  # with its log hidden
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.nthread, parameters.ftype = 1, file_type
-    assert llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)) == 0
+    parameters.nthread, parameters.ftype = 1, PRESETS[preset].file_type
+    if guide is not None:
+        entries = (llama_cpp.llama_model_imatrix_data * (len(guide.weights) + 1))()
+        for entry, (name, values) in zip(entries, guide.weights.items(), strict=False):
+            data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            entry.name, entry.data, entry.size = name.encode(), data, values.size
+        parameters.imatrix = entries
+    return llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)) == 0
+
+
+def compare(source: Path, preset: str, folder: Path, guide: Guide | None = None) -> None:
+    """Both make the same file, or both refuse. With importance, the tool adds metadata that its library does not."""
+    ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
+    if not llama_quantize(source, theirs, preset, guide):
+        if preset != "Q2_K_S":  # we let it pass, with a remark
+            with pytest.raises(InputError, match="needs an importance matrix"):
+                quantize(source, ours, preset, guide=guide)
+        return
+    plan = quantize(source, ours, preset, workers=1, guide=guide)
+    if guide is None:
+        assert ours.read_bytes() == theirs.read_bytes()
+        return
+    found = read_gguf(theirs)
+    assert [(t.name, t.type) for t in found.tensors] == [(t.name, t.type) for t in plan.tensors]
+    assert ours.read_bytes()[len(plan.header) :] == theirs.read_bytes()[found.data_offset :]
+
+
+def guide_for(source: Path) -> Guide:
+    """Made-up importance for every matrix, with one expert that no token was sent to."""
+    weights = {}
+    for seed, tensor in enumerate(read_gguf(source).tensors):
+        if len(tensor.shape) > 1 and "token_embd" not in tensor.name:
+            matrices = tensor.shape[0] if len(tensor.shape) > 2 else 1
+            weights[tensor.name] = np.square(models.weights(seed, (matrices, tensor.shape[-1])) * np.float32(50))
+            if matrices > 1:
+                weights[tensor.name][1] = 1
+    return Guide(weights, "imatrix.gguf", "text", 7)
 
 
 @exact
-@pytest.mark.parametrize("model", SHAPES)
-@pytest.mark.parametrize("preset", LLAMA_PRESETS)
+@pytest.mark.parametrize(("model", "preset"), CASES)
 def test_file_equals_llama_quantize(preset: str, model: str, written: dict[str, Path], tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
-    quantize(written[model], ours, preset, workers=1)
-    llama_quantize(written[model], theirs, int(PRESETS[preset].file_type))
-    assert ours.read_bytes() == theirs.read_bytes()
+    compare(written[model], preset, tmp_path)
+
+
+@exact
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "preset"), REST)
+def test_file_equals_llama_quantize_for_the_rest(
+    preset: str, model: str, written: dict[str, Path], tmp_path: Path
+) -> None:
+    compare(written[model], preset, tmp_path)
+
+
+@exact
+@pytest.mark.parametrize("preset", ["Q4_K_M", "Q4_0", "IQ2_M", "Q2_K_S"])
+def test_file_with_importance_equals_llama_quantize(preset: str, written: dict[str, Path], tmp_path: Path) -> None:
+    compare(written["grouped heads"], preset, tmp_path, guide_for(written["grouped heads"]))
+
+
+@exact
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["grouped heads", "odd rows", "eight experts", "four experts"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_file_with_importance_equals_llama_quantize_for_the_rest(
+    preset: str, model: str, written: dict[str, Path], tmp_path: Path
+) -> None:
+    compare(written[model], preset, tmp_path, guide_for(written[model]))
+
+
+def test_importance_of_another_model_is_refused(written: dict[str, Path]) -> None:
+    plan = plan_of_file(read_gguf(written["grouped heads"]))
+    for values, words in ((np.ones((1, 999), np.float32), "another model"),):
+        with pytest.raises(InputError, match=words):
+            retype(plan, "Q4_K_M", guide=Guide({"blk.0.attn_q.weight": values}, "imatrix.gguf"))
+
+
+def test_overrides(written: dict[str, Path]) -> None:
+    plan = plan_of_file(read_gguf(written["grouped heads"]))
+
+    def types(**wanted: Any) -> dict[str, T]:
+        words = wanted.pop("words", ())
+        return {t.name: t.type for t in retype(plan, "Q4_K_M", overrides=parse_overrides(words, **wanted)).tensors}
+
+    assert set(types(pure=True).values()) == {T.Q4_K, T.F32}
+    assert types(keep_output=True)["output.weight"] == T.F16
+    assert types(output="q8_0", embedding="q3_k")["output.weight"] == T.Q8_0
+    assert types(output="q8_0", embedding="q3_k")["token_embd.weight"] == T.Q3_K
+    named = types(words=["ffn_(up|gate)=iq4_nl", "ffn=Q8_0"])
+    assert named["blk.3.ffn_up.weight"] == T.IQ4_NL
+    assert named["blk.3.ffn_down.weight"] == T.Q8_0
+
+
+@pytest.mark.parametrize("word", ["ffn_up", "=Q8_0", "ffn_up=", "ffn_up=Q8", "(=Q8_0"])
+def test_bad_override_is_one_clear_error(word: str) -> None:
+    with pytest.raises(InputError):
+        parse_overrides([word])
+
+
+@pytest.mark.parametrize(
+    "word", ["key", "key=int", "key=int:x", "key=bool:1", "=int:1", "key=list:1", "key=int:9999999999"]
+)
+def test_bad_metadata_is_one_clear_error(word: str) -> None:
+    with pytest.raises(InputError, match="is no metadata"):
+        parse_pairs([word])
+
+
+def test_metadata_overrides_stand_at_the_end(written: dict[str, Path]) -> None:
+    pairs = parse_pairs(["general.name=str:New", "a.flag=bool:true", "a.count=int:-3", "a.part=float:0.5"])
+    made = retype(plan_of_file(read_gguf(written["odd rows"])), "Q8_0", metadata=pairs).metadata
+    assert list(made)[-4:] == ["general.name", "a.flag", "a.count", "a.part"]
+    assert [value.value for value in made.values()][-4:] == ["New", True, 3, 0.5]
 
 
 @exact
@@ -73,7 +186,7 @@ def test_file_equals_llama_quantize_from_other_types(stored: T, tmp_path: Path) 
     write(models.build(tmp_path, stored, layers=3), source, workers=1)
     for preset in ("Q4_K_M", "Q5_0"):
         quantize(source, ours, preset, workers=1, overwrite=True)
-        llama_quantize(source, theirs, int(PRESETS[preset].file_type))
+        assert llama_quantize(source, theirs, preset)
         assert ours.read_bytes() == theirs.read_bytes()
 
 
