@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.quant.search.base import Floats, Mask, add_up, f32
+from gguforge.quant.search.base import Floats, Mask, add_up, f32, scratch
 from gguforge.quant.search.grids import grid
 from gguforge.quant.search.lattice import FLT_MAX, Indices, as_points, nearest_points
 
@@ -41,7 +41,6 @@ class Candidates(NamedTuple):
     Shape (second boundaries, combinations, groups).
     """
 
-    first: int
     sum_qx: Floats
     sum_q2: Floats
 
@@ -75,7 +74,7 @@ def splits_of_one(sum_x: Floats, sum_w: Floats) -> Iterator[Candidates]:
             qx[:, k] = sx[i] * v[0] + middle * v[1] + last * v[2]
             middle, last = sw[i:] - sw[i], sw[size] - sw[i:]
             q2[:, k] = sw[i] * v[0] * v[0] + middle * v[1] * v[1] + last * v[2] * v[2]
-        yield Candidates(i, qx, q2)
+        yield Candidates(qx, q2)
 
 
 def splits_of_two(sum_x: Floats, sum_w: Floats) -> Iterator[Candidates]:
@@ -92,24 +91,26 @@ def splits_of_two(sum_x: Floats, sum_w: Floats) -> Iterator[Candidates]:
         ]
         pairs = [(a, b) for a in range(2) for b in range(2)]
         yield Candidates(
-            i,
             np.stack([qx[a][0] + qx[b][1] for a, b in pairs], axis=1),
             np.stack([q2[a][0] + q2[b][1] for a, b in pairs], axis=1),
         )
 
 
-def best_split(candidates: Iterator[Candidates], n: int) -> Split:
+def best_split(candidates: Iterator[Candidates], size: int, shifts: int, n: int) -> Split:
     """The candidate that C's loop ends with: each replaces the best so far if it explains more of the group.
 
     Its comparison is rounded, so that of candidates which are nearly equal the order decides. Only those near the top
     can matter: they are compared again in C's order.
     """
-    kept = list(candidates)
-    shape = kept[0].sum_qx.shape[1]
-    qx, q2 = (np.concatenate([np.reshape(c[k], (-1, n)) for c in kept]) for k in (1, 2))
-    first = np.concatenate([np.full(c.sum_qx.shape[0] * shape, c.first) for c in kept])
-    second = np.concatenate([np.repeat(c.first + np.arange(len(c.sum_qx)), shape) for c in kept])
-    score = np.divide(qx, q2)
+    every = [(i, j, k) for i in range(size + 1) for j in range(i, size + 1) for k in range(shifts)]
+    first, second, combination = np.array(every).T
+    qx, q2, score = (scratch(name, (len(every), n)) for name in ("qx", "q2", "score"))
+    at = 0
+    for found in candidates:
+        part = slice(at, at + found.sum_qx.size // n)
+        qx[part], q2[part] = found.sum_qx.reshape(-1, n), found.sum_q2.reshape(-1, n)
+        at = part.stop
+    np.divide(qx, q2, out=score)
     score *= qx
     top = score.max(axis=0, initial=0, where=q2 > 0)
     normal = (top * q2.min(axis=0) > LEAST) & (
@@ -129,7 +130,7 @@ def best_split(candidates: Iterator[Candidates], n: int) -> Split:
         g, c = g[won], c[won]
         scale[g], chosen[g] = qx[c, g] / q2[c, g], c
         best[g] = scale[g] * qx[c, g]
-    return Split(first[chosen], second[chosen], chosen % shape, scale, chosen >= 0)
+    return Split(first[chosen], second[chosen], combination[chosen], scale, chosen >= 0)
 
 
 class TernaryFit:
@@ -150,7 +151,8 @@ class TernaryFit:
     def __init__(self, x: Floats, w: Floats, halves: int) -> None:
         size, n = x.shape
         order, sum_x, sum_w = sorted_sums(x, w, halves)
-        split = best_split((splits_of_one if halves == 1 else splits_of_two)(sum_x, sum_w), n)
+        splits = splits_of_one if halves == 1 else splits_of_two
+        split = best_split(splits(sum_x, sum_w), size, 2 * halves, n)
         self.found = split.found
         place = np.arange(size)[:, None]
         level = np.empty((size, n), np.uint8)
