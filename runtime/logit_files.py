@@ -26,6 +26,7 @@ MAGIC = b"_logits_"
 HEADER_BYTES = len(MAGIC) + 12
 DEPTH = np.float32(16)  # log-probabilities further below the largest are cut off
 STEPS = np.float32(65535)
+SMALLEST_STEP = np.finfo(np.float32).tiny  # the inverse of a smaller one is no float32; such a row is flat
 
 Words = NDArray[np.uint16]
 
@@ -124,7 +125,7 @@ def pack(logits: Logits) -> Words:
         step = (softmax.highest - lowest) / STEPS
         head = np.stack([step, lowest - softmax.highest - log_total], axis=1).astype("<f4")
         rows[part, :4] = head.view("<u2")
-        inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
+        inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step >= SMALLEST_STEP)
         steps = np.rint(inverse[:, None] * (x - lowest[:, None]))
         rows[part, 4 : 4 + x.shape[1]] = np.maximum(steps, 0)
     return rows
