@@ -79,7 +79,8 @@ def compare(source: Path, preset: str, folder: Path, guide: Guide | None = None)
     """Both make the same file, or both refuse. With importance, the tool adds metadata that its library does not."""
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
     if not llama_quantize(source, theirs, preset, guide):
-        if preset != "Q2_K_S":  # we let it pass, with a remark
+        # Q2_K_S passes with a remark; rows too odd for Q1_0 get F16, where llama.cpp knows no way out.
+        if preset not in ("Q2_K_S", "Q1_0"):
             with pytest.raises(InputError, match="needs an importance matrix"):
                 quantize(source, ours, preset, guide=guide)
         return
