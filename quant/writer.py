@@ -32,7 +32,7 @@ from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.sources import Bytes, Floats
 
-ENCODE_SLAB = 1 << 17  # elements: 512 KiB of float32, and about ten times that in temporaries
+ENCODE_SLAB = 1 << 18  # elements: 1 MiB of float32, and about ten times that in temporaries
 COPY_SLAB = 1 << 22  # bytes
 BASE_MEMORY = 60 << 20  # bytes of an idle process with NumPy loaded
 SLAB_MEMORY = 24 << 20  # bytes a worker needs beyond that, for one slab of ordinary rows

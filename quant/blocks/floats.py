@@ -29,7 +29,7 @@ class Plain(Block, abstract=True):
         values = np.ascontiguousarray(data).reshape(-1).view(cls.layout["value"])
         out = np.empty(values.size, np.float32)
         for start in range(0, values.size, TILE):
-            out[start : start + TILE] = cls.to_float(values[start : start + TILE])
+            cls.to_float(values[start : start + TILE], out[start : start + TILE])
         return out.reshape(*data.shape[:-1], -1)
 
     @staticmethod
@@ -38,9 +38,9 @@ class Plain(Block, abstract=True):
         raise NotImplementedError
 
     @staticmethod
-    def to_float(values: Any) -> Floats:
-        """The inverse, without loss."""
-        raise NotImplementedError
+    def to_float(values: Any, out: Floats) -> None:
+        """The inverse, without loss, into `out`."""
+        out[...] = values
 
 
 class F32(Plain, type=T.F32, size=1, value="<f4"):
@@ -50,10 +50,6 @@ class F32(Plain, type=T.F32, size=1, value="<f4"):
     def from_float(x: Floats) -> Any:
         return x
 
-    @staticmethod
-    def to_float(values: Any) -> Floats:
-        return np.asarray(values)
-
 
 class F16(Plain, type=T.F16, size=1, value=f2):
     """IEEE half precision, rounded to nearest, ties to even."""
@@ -61,10 +57,6 @@ class F16(Plain, type=T.F16, size=1, value=f2):
     @staticmethod
     def from_float(x: Floats) -> Any:
         return x.astype(f2)
-
-    @staticmethod
-    def to_float(values: Any) -> Floats:
-        return np.asarray(values, np.float32)
 
 
 class BF16(Plain, type=T.BF16, size=1, value="<u2"):
@@ -80,9 +72,10 @@ class BF16(Plain, type=T.BF16, size=1, value="<u2"):
         return rounded
 
     @staticmethod
-    def to_float(values: Any) -> Floats:
-        floats: Floats = (values.astype(np.uint32) << 16).view(np.float32)
-        return floats
+    def to_float(values: Any, out: Floats) -> None:
+        bits = out.view(np.uint32)
+        bits[...] = values
+        bits <<= 16
 
     @classmethod
     def is_finite(cls, data: Bytes) -> bool:

@@ -249,7 +249,7 @@ def decode_affine_32(b: Blocks, q: Bytes) -> Floats:
     return values.reshape(-1, SUPER)
 
 
-class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=512, importance="twice", d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128)):
+class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=1024, importance="twice", d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128)):
     """4-bit levels; 8 groups of 32 with 6-bit scales and minimums: 4.5 bpw."""
 
     @staticmethod

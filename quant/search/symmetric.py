@@ -51,7 +51,7 @@ class SymmetricFit:
         scale = np.divide(sum_lx, sum_l2, out=scratch(purpose + "scale", shape))
         gain = np.multiply(scale, sum_lx, out=scratch(purpose + "gain", shape))
         best = np.where(sum_l2[0] != 0, gain[0], f32(0))
-        self.chosen = np.zeros(len(peak), np.intp)
+        self.chosen = np.zeros(len(peak), np.uint8)
         np.square(sum_lx, out=sum_lx)
         for k in range(1, len(self.STEPS)):
             won = np.flatnonzero(sum_lx[k] > best * sum_l2[k])

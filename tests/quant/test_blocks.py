@@ -151,7 +151,8 @@ def test_round_trip_error_is_that_of_the_type(type: T) -> None:
 
 
 importances = st.floats(width=32, min_value=0, max_value=2.0**20)
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**60), max_value=2.0**60)
+# Sums of sixth powers must not overflow, or what is compared are infinities; no model has such weights.
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**20), max_value=2.0**20)
 
 
 @exact
