@@ -10,6 +10,7 @@ from gguforge.quant.blocks.base import Block, Bytes, Floats, f2
 from gguforge.quant.constants import GGMLQuantizationType as T
 
 TILE = 1 << 13  # elements cast at once: temporaries stay in the cache and below the size that malloc maps afresh
+CHECKED = 1 << 15  # 16-bit elements looked at at once, likewise
 
 
 class Plain(Block, abstract=True):
@@ -58,6 +59,10 @@ class F16(Plain, type=T.F16, size=1, value=f2):
     def from_float(x: Floats) -> Any:
         return x.astype(f2)
 
+    @classmethod
+    def is_finite(cls, data: Bytes) -> bool:
+        return exponents_below(data, 0x7C00)
+
 
 class BF16(Plain, type=T.BF16, size=1, value="<u2"):
     """The upper half of single precision, rounded to nearest, ties to even; a NaN stays one (quiet)."""
@@ -79,5 +84,15 @@ class BF16(Plain, type=T.BF16, size=1, value="<u2"):
 
     @classmethod
     def is_finite(cls, data: Bytes) -> bool:
-        exponents = np.ascontiguousarray(data).view("<u2") & 0x7F80
-        return not exponents.size or bool(exponents.max() < 0x7F80)
+        return exponents_below(data, 0x7F80)
+
+
+def exponents_below(data: Bytes, mask: int) -> bool:
+    """Whether no 16-bit float has all exponent bits of `mask` set, which stands for infinity and NaN."""
+    bits = np.ascontiguousarray(data).reshape(-1).view("<u2")
+    exponents = np.empty(CHECKED, np.uint16)
+    for start in range(0, bits.size, CHECKED):
+        tile = bits[start : start + CHECKED]
+        if np.bitwise_and(tile, np.uint16(mask), out=exponents[: tile.size]).max() == mask:
+            return False
+    return True
