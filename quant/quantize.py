@@ -147,7 +147,7 @@ def _guided(tensor: TensorPlan, preset: Preset, guide: Guide | None) -> TensorPl
         raise InputError(
             f"{tensor.type.name} needs an importance matrix",
             tensor=tensor.name,
-            remedy=f"Quantize with --imatrix (gguforge calibrate makes one), or choose another type than {preset.name}.",
+            remedy="Quantize with --imatrix (gguforge calibrate makes one), or choose another type.",
         )
     return tensor
 
