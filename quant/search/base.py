@@ -37,19 +37,19 @@ _scratch = _Scratch()
 
 
 def scratch(purpose: str, shape: tuple[int, ...]) -> Floats:
-    """Uninitialised float32 working memory, the same each time for one purpose and shape, aligned to a cache line.
+    """Uninitialised float32 working memory, the same each time for one purpose, aligned to a cache line.
 
     Fresh arrays of this size would be mapped and unmapped by the allocator for every tile, and their page faults cost
-    more than the arithmetic; alignment makes work in place up to 1.4 times faster. Two arrays that are in use at the
-    same time need two purposes.
+    more than the arithmetic; alignment makes work in place up to 1.4 times faster. Tiles differ a little in size, so
+    memory is kept by purpose and grows to the largest. Two arrays that are in use at the same time need two purposes.
     """
+    size = math.prod(shape)
     found = _scratch.arrays.get(purpose)
-    if found is None or found.shape != shape:
-        nbytes = 4 * math.prod(shape)
-        raw = np.empty(nbytes + CACHE_LINE, np.uint8)
+    if found is None or found.size < size:
+        raw = np.empty(4 * size + CACHE_LINE, np.uint8)
         start = -raw.ctypes.data % CACHE_LINE
-        found = _scratch.arrays[purpose] = raw[start : start + nbytes].view(np.float32).reshape(shape)
-    return found
+        found = _scratch.arrays[purpose] = raw[start : start + 4 * size].view(np.float32)
+    return found[:size].reshape(shape)
 
 
 def as_groups(x: Floats, size: int, purpose: str = "groups") -> Floats:
