@@ -26,7 +26,7 @@ import numpy as np
 
 from gguforge.quant.blocks import block_type, encode
 from gguforge.quant.blocks.base import REGISTRY
-from gguforge.quant.errors import DataError, GGUForgeError, InputError, OutputError
+from gguforge.quant.errors import DataError, GGUForgeError, OutputError
 from gguforge.quant.files import copy_range, part_of, replacing, start_writeback, write_at
 from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
 from gguforge.quant.reader import read_gguf
@@ -355,4 +355,4 @@ def start_method() -> str:
     return "fork" if sys.platform == "linux" and alone else "spawn"
 
 
-__all__ = ["InputError", "Slab", "default_workers", "peak_memory", "slabs", "verify", "write"]
+__all__ = ["Slab", "default_workers", "peak_memory", "slabs", "verify", "write"]
