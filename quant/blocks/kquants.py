@@ -16,8 +16,9 @@ from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, i1, u1
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.affine import AffineFit
 from gguforge.quant.search.base import GROUP_MAX_EPS, add_up, as_groups, f32, nearest_int, round_into, scratch
+from gguforge.quant.search.descent import DescentFit
 from gguforge.quant.search.positive import PositiveFit
-from gguforge.quant.search.symmetric import DescentFit, SymmetricFit
+from gguforge.quant.search.symmetric import SymmetricFit
 
 SUPER = 256
 FINE = (-0.9, 0.05, 36)  # the candidates of AffineFit where the importance is known
