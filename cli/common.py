@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import fields
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import click
-
-from gguforge.quant.errors import printable
-
-if TYPE_CHECKING:
-    from gguforge.quant.plan import Plan
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,23 +22,21 @@ def quiet_option(command: Command) -> Command:
     return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for.")(command)
 
 
-def writing_options(command: Command) -> Command:
-    """The options of every command that executes a plan."""
-    options = (
-        click.option("-o", "--output", type=click.Path(), help="The file to write."),
-        click.option("--overwrite", is_flag=True, help="Replace the output if it exists."),
-        click.option(
-            "--workers",
-            type=click.IntRange(1, 256),
-            help="Processes to use.  [default: all, or one for mere copies]",
-        ),
-        click.option("--dry-run", is_flag=True, help="Print size, memory and disk needed, at once, and write nothing."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-        quiet_option,
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+def gathered(kind: type, name: str, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Add options whose values reach the command as one argument `name`: a dataclass `kind` with a field for each."""
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def run(*arguments: Any, **values: Any) -> Any:
+            mine = {field.name: values.pop(field.name) for field in fields(kind)}
+            return command(*arguments, **values, **{name: kind(**mine)})
+
+        decorated = cast(Command, run)
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
 
 
 def in_words(nbytes: float) -> str:
@@ -80,55 +75,3 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)
-
-
-def plan_summary(plan: Plan) -> dict[str, Any]:
-    """The facts about a plan that `--json` prints."""
-    from gguforge.quant.quantize import types_count
-
-    return {
-        "bytes": plan.size,
-        "bits_per_weight": round(plan.bits_per_weight, 4),
-        "tensors": len(plan.tensors),
-        "weights": plan.elements,
-        "types": {kind.name: {"tensors": n, "bytes": nbytes} for kind, (n, nbytes) in types_count(plan).items()},
-        "fallbacks": [
-            {"tensor": t.name, "row_length": t.row_length, "wanted": t.fallback.name, "type": t.type.name}
-            for t in plan.tensors
-            if t.fallback is not None
-        ],
-    }
-
-
-def print_fallbacks(plan: Plan) -> None:
-    """Say on stderr which tensors got another type than the preset wanted, and why; equal cases share a line."""
-    groups: dict[tuple[str, str, int], list[str]] = {}
-    for tensor in plan.tensors:
-        if tensor.fallback is not None:
-            groups.setdefault((tensor.fallback.name, tensor.type.name, tensor.row_length), []).append(tensor.name)
-    for (wanted, got, length), names in groups.items():
-        shown = printable(", ".join(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        click.echo(f"{got} instead of {wanted} (rows of {length} are no whole number of blocks): {shown}", err=True)
-
-
-def print_dry_run(plan: Plan, output: str, workers: int | None) -> None:
-    """What executing the plan will cost."""
-    import shutil
-    from pathlib import Path
-
-    from gguforge.quant.quantize import types_count
-    from gguforge.quant.writer import default_workers, peak_memory
-
-    folder = Path(output).absolute().parent
-    free = f" ({in_words(shutil.disk_usage(folder).free)} free)" if folder.is_dir() else ""
-    workers = workers or default_workers(plan)
-    rows = [["type", "tensors", "bytes"]]
-    rows += [[kind.name, str(count), f"{nbytes:,}"] for kind, (count, nbytes) in types_count(plan).items()]
-    click.echo(f"output  {output}")
-    click.echo(f"size    {plan.size:,} bytes ({in_words(plan.size)}, {plan.bits_per_weight:.2f} bits per weight)")
-    click.echo(
-        f"memory  at most {in_words(peak_memory(plan, workers))} for {workers} worker{'s' if workers > 1 else ''}"
-    )
-    click.echo(f"disk    {in_words(plan.size)} in {folder}{free}")
-    click.echo()
-    click.echo(table(rows, right=(1, 2)))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from gguforge.cli.common import in_words, plan_summary, print_dry_run, print_fallbacks, progress_bar, writing_options
+from gguforge.cli.writing import Writing, writing_options
 
 if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
@@ -24,18 +22,7 @@ TYPES = (
 @click.option("--model-name", help="The model's name, instead of the one the checkpoint gives.")
 @click.option("--pre", help="llama.cpp's name of the pre-tokenizer, where tokenizer.json does not tell.")
 @writing_options
-def command(
-    checkpoint: str,
-    type_name: str,
-    model_name: str | None,
-    pre: str | None,
-    output: str | None,
-    overwrite: bool,
-    workers: int | None,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(checkpoint: str, type_name: str, model_name: str | None, pre: str | None, writing: Writing) -> None:
     """Convert the Hugging Face checkpoint in the folder CHECKPOINT.
 
     Reads config.json, *.safetensors and the tokenizer; torch and transformers are not needed. Quantized types are made
@@ -48,31 +35,13 @@ def command(
       gguforge convert path/to/checkpoint --type Q6_K --dry-run
     """
     from gguforge.convert import default_file_name, plan
-    from gguforge.quant.writer import write
 
     remarks: list[str] = []
     made = plan(checkpoint, type_name, pre=pre, model_name=model_name, warn=remarks.append)
-    label = file_type_name(made)
-    output = output or default_file_name(made, label)
     for remark in remarks:
         click.echo(f"warning: {remark}", err=True)
-    result = {"output": output, "type": label, **plan_summary(made), "warnings": remarks}
-    if dry_run:
-        if as_json:
-            click.echo(json.dumps(result | needs(made, output, workers)))
-        else:
-            print_dry_run(made, output, workers)
-    else:
-        start = time.perf_counter()
-        with progress_bar(made.size, label, quiet) as progress:
-            write(made, output, workers=workers, overwrite=overwrite, progress=progress)
-        seconds = time.perf_counter() - start
-        if as_json:
-            click.echo(json.dumps(result | {"seconds": round(seconds, 3)}))
-        elif not quiet:
-            click.echo(f"{output}: {in_words(made.size)}, {made.bits_per_weight:.2f} bits per weight, {seconds:.1f} s")
-    if not quiet:
-        print_fallbacks(made)
+    label = file_type_name(made)
+    writing.execute(made, default_file_name(made, label), label, {"warnings": remarks})
 
 
 def file_type_name(plan: Plan) -> str:
@@ -83,15 +52,3 @@ def file_type_name(plan: Plan) -> str:
     assert isinstance(number, int)
     name: str = LlamaFileType(number).name
     return name.removeprefix("ALL_").removeprefix("MOSTLY_")
-
-
-def needs(plan: Plan, output: str, workers: int | None) -> dict[str, Any]:
-    """Memory and disk that executing a plan takes, in bytes, for `--dry-run --json`."""
-    import shutil
-    from pathlib import Path
-
-    from gguforge.quant.writer import peak_memory
-
-    folder = Path(output).absolute().parent
-    free = shutil.disk_usage(folder).free if folder.is_dir() else None
-    return {"memory_bytes": peak_memory(plan, workers), "disk_bytes": plan.size, "disk_free_bytes": free}

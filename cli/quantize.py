@@ -2,69 +2,63 @@
 
 from __future__ import annotations
 
-import json
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from gguforge.cli.common import (
-    in_words,
-    plan_summary,
-    print_dry_run,
-    print_fallbacks,
-    progress_bar,
-    table,
-    writing_options,
-)
-from gguforge.quant.errors import printable
+from gguforge.cli.common import gathered
+from gguforge.cli.writing import Writing, writing_options
 
 if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
+    from gguforge.quant.presets import Preset
     from gguforge.quant.quantize import Guide
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user wants of the quantized model; a field for each option, described by its help text."""
+
+    preset: str
+    imatrix: str | None
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    patterns: tuple[str, ...]
+    pattern_file: str | None
+    output_type: str | None
+    embedding_type: str | None
+    keep_output: bool
+    pure: bool
+    pairs: tuple[str, ...]
+    explain: bool
+    allow_requantize: bool
 
 
 @click.command("quantize", epilog="A type is a preset of llama.cpp by name or number, in any case: Q4_K_M, q6_k, 15.")
 @click.argument("model", type=click.Path())
-@click.option("-t", "--type", "preset", required=True, help="The preset, e.g. Q4_K_M.")
-@click.option("--imatrix", type=click.Path(), help="An importance matrix (gguforge calibrate makes one).")
-@click.option("--include-weights", "include", multiple=True, metavar="NAME", help="Use only entries so named.")
-@click.option("--exclude-weights", "exclude", multiple=True, metavar="NAME", help="Leave out entries so named.")
-@click.option("--tensor-type", "patterns", multiple=True, metavar="REGEX=TYPE", help="The type of some tensors.")
-@click.option("--tensor-type-file", "pattern_file", type=click.Path(), help="A file of such REGEX=TYPE words.")
-@click.option("--output-tensor-type", "output_type", metavar="TYPE", help="The type of output.weight.")
-@click.option("--token-embedding-type", "embedding_type", metavar="TYPE", help="The type of the token embedding.")
-@click.option("--leave-output-tensor", "keep_output", is_flag=True, help="Leave output.weight as it is.")
-@click.option("--pure", is_flag=True, help="One type for all tensors, no mix.")
-@click.option(
-    "--override-kv", "pairs", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata (int, float, bool, str)."
+@gathered(
+    Wishes,
+    "wishes",
+    click.option("-t", "--type", "preset", required=True, help="The preset, e.g. Q4_K_M."),
+    click.option("--imatrix", type=click.Path(), help="An importance matrix (gguforge calibrate makes one)."),
+    click.option("--include-weights", "include", multiple=True, metavar="NAME", help="Use only entries so named."),
+    click.option("--exclude-weights", "exclude", multiple=True, metavar="NAME", help="Leave out entries so named."),
+    click.option("--tensor-type", "patterns", multiple=True, metavar="REGEX=TYPE", help="The type of some tensors."),
+    click.option("--tensor-type-file", "pattern_file", type=click.Path(), help="A file of such REGEX=TYPE words."),
+    click.option("--output-tensor-type", "output_type", metavar="TYPE", help="The type of output.weight."),
+    click.option("--token-embedding-type", "embedding_type", metavar="TYPE", help="The type of the token embedding."),
+    click.option("--leave-output-tensor", "keep_output", is_flag=True, help="Leave output.weight as it is."),
+    click.option("--pure", is_flag=True, help="One type for all tensors, no mix."),
+    click.option(
+        "--override-kv", "pairs", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata (int, float, bool, str)."
+    ),
+    click.option("--explain", is_flag=True, help="Print for each tensor the rule that chose its type."),
+    click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already: it loses twice."),
 )
-@click.option("--explain", is_flag=True, help="Print for each tensor the rule that chose its type.")
-@click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already: it loses twice.")
 @writing_options
-def command(
-    model: str,
-    preset: str,
-    imatrix: str | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    patterns: tuple[str, ...],
-    pattern_file: str | None,
-    output_type: str | None,
-    embedding_type: str | None,
-    keep_output: bool,
-    pure: bool,
-    pairs: tuple[str, ...],
-    explain: bool,
-    allow_requantize: bool,
-    output: str | None,
-    overwrite: bool,
-    workers: int | None,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(model: str, wishes: Wishes, writing: Writing) -> None:
     """Quantize the GGUF file MODEL, byte for byte as llama-quantize does.
 
     \b
@@ -74,45 +68,39 @@ def command(
       gguforge quantize model-f16.gguf --type Q4_K_S --tensor-type 'ffn_down=Q6_K'
       gguforge quantize model-f16.gguf --type Q2_K --dry-run --explain
     """
-    from gguforge.quant.overrides import parse_overrides, parse_pairs
     from gguforge.quant.presets import find_preset
+
+    if wishes.include and wishes.exclude:
+        raise click.UsageError("--include-weights and --exclude-weights cannot be used together.")
+    preset = find_preset(wishes.preset)
+    plan = make_plan(model, preset, wishes)
+    writing.execute(plan, default_output(model, preset.name), preset.name, {}, wishes.explain)
+    if preset.name == "Q2_K_S" and wishes.imatrix is None and not writing.quiet:
+        click.echo("Q2_K_S without an importance matrix loses much quality; llama-quantize refuses it.", err=True)
+
+
+def make_plan(model: str, preset: Preset, wishes: Wishes) -> Plan:
+    """The plan of the quantized model."""
+    from gguforge.quant.overrides import parse_overrides, parse_pairs
     from gguforge.quant.quantize import plan_of_file, retype
     from gguforge.quant.reader import read_gguf
-    from gguforge.quant.writer import write
 
-    if include and exclude:
-        raise click.UsageError("--include-weights and --exclude-weights cannot be used together.")
-    chosen = find_preset(preset)
     overrides = parse_overrides(
-        patterns, pattern_file, output=output_type, embedding=embedding_type, keep_output=keep_output, pure=pure
+        wishes.patterns,
+        wishes.pattern_file,
+        output=wishes.output_type,
+        embedding=wishes.embedding_type,
+        keep_output=wishes.keep_output,
+        pure=wishes.pure,
     )
-    plan = retype(
+    return retype(
         plan_of_file(read_gguf(model)),
-        chosen,
-        allow_requantize=allow_requantize,
+        preset,
+        allow_requantize=wishes.allow_requantize,
         overrides=overrides,
-        guide=read_guide(imatrix, include, exclude),
-        metadata=parse_pairs(pairs),
+        guide=read_guide(wishes.imatrix, wishes.include, wishes.exclude),
+        metadata=parse_pairs(wishes.pairs),
     )
-    output = output or default_output(model, chosen.name)
-    if dry_run and not as_json:
-        print_dry_run(plan, output, workers)
-    if explain:
-        print_explanation(plan)
-    start = time.perf_counter()
-    if not dry_run:
-        with progress_bar(plan.size, chosen.name, quiet) as progress:
-            write(plan, output, workers=workers, overwrite=overwrite, progress=progress)
-    seconds = time.perf_counter() - start
-    if not quiet:
-        if chosen.name == "Q2_K_S" and imatrix is None:
-            click.echo("Q2_K_S without an importance matrix loses much quality; llama-quantize refuses it.", err=True)
-        print_fallbacks(plan)
-    if as_json:
-        facts = {"output": output, "type": chosen.name, **plan_summary(plan)}
-        click.echo(json.dumps(facts if dry_run else facts | {"seconds": round(seconds, 3)}))
-    elif not dry_run and not quiet:
-        click.echo(f"{output}: {in_words(plan.size)}, {plan.bits_per_weight:.2f} bits per weight, {seconds:.1f} s")
 
 
 def read_guide(path: str | None, include: tuple[str, ...], exclude: tuple[str, ...]) -> Guide | None:
@@ -123,13 +111,6 @@ def read_guide(path: str | None, include: tuple[str, ...], exclude: tuple[str, .
     from gguforge.quant.quantize import Guide
 
     return Guide.from_matrix(read_imatrix(path), path, include, exclude)
-
-
-def print_explanation(plan: Plan) -> None:
-    """Name, type and the rule that chose it, a line each."""
-    rows = [["name", "type", "rule"]]
-    rows += [[printable(tensor.name), tensor.type.name, tensor.reason] for tensor in plan.tensors]
-    click.echo(table(rows))
 
 
 def default_output(model: str, preset: str) -> str:
