@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -107,30 +107,74 @@ def write(
         InputError: an input is cut short or its type is not supported.
         DataError: a tensor holds NaN or infinity, or values too large for its type.
     """
-    output = Path(output)
-    check_inputs(plan, output)
-    with replacing(output, plan.size, overwrite) as part:
-        work = list(slabs(plan))
-        with _Team(plan, part, work, min(workers or default_workers(plan), max(1, len(work) // 4))) as team:
-            team.run(progress or (lambda _: None))
-        descriptor = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-        try:
-            write_at(descriptor, 0, plan.header)
-        finally:
-            os.close(descriptor)
-        verify(plan, part)
+    write_all([(Path(output), plan)], workers=workers, overwrite=overwrite, progress=progress)
 
 
-def check_inputs(plan: Plan, output: Path) -> None:
-    """Refuse a plan that reads what it overwrites (part file included), or whose types have no encoder."""
-    for tensor in plan.tensors:
+def write_all(
+    files: Sequence[tuple[Path, Plan]],
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Execute the plans of one model's files, which appear only when all are complete; the first one appears last.
+
+    Whatever happens on the way, a first file stands only beside the files that belong to it: where an older model of
+    the same name is replaced, its first file goes before any other is renamed.
+
+    Args:
+        files: each file with its plan, in order.
+        workers, overwrite, progress: see `write`.
+
+    Raises:
+        GGUForgeError: see `write`.
+    """
+    check_inputs(files)
+    with ExitStack() as renaming:  # unwinds from the last file to the first
+        parts = [renaming.enter_context(replacing(path, plan.size, overwrite)) for path, plan in files]
+        for part, (_, plan) in zip(parts, files, strict=True):
+            _execute(plan, part, workers, progress or (lambda _: None))
+        if len(files) > 1:
+            Path(os.path.realpath(files[0][0])).unlink(missing_ok=True)
+
+
+def _execute(plan: Plan, part: Path, workers: int | None, progress: Progress) -> None:
+    """Fill a part file, sync it, and read it back."""
+    work = list(slabs(plan))
+    with _Team(plan, part, work, min(workers or default_workers(plan), max(1, len(work) // 4))) as team:
+        team.run(progress)
+    descriptor = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+    try:
+        write_at(descriptor, 0, plan.header)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    verify(plan, part)
+
+
+def check_inputs(files: Sequence[tuple[Path, Plan]]) -> None:
+    """Refuse plans that read what they overwrite (part files included), or whose types have no encoder."""
+    tensors = [tensor for _, plan in files for tensor in plan.tensors]
+    for tensor in tensors:
         if not tensor.is_copy:
-            block_type(tensor.type), block_type(tensor.source.type)
-    target = Path(os.path.realpath(output))
-    overwritten = [path for path in (target, part_of(target)) if path.exists()]
-    for path in {path for tensor in plan.tensors for path in tensor.source.paths}:
-        if any(os.path.samefile(path, one) for one in overwritten):
+            with _naming(tensor):
+                block_type(tensor.type), block_type(tensor.source.type)
+    sources = {path for tensor in tensors for path in tensor.source.paths}
+    for output, _ in files:
+        target = Path(os.path.realpath(output))
+        overwritten = [path for path in (target, part_of(target)) if path.exists()]
+        if any(os.path.samefile(path, one) for path in sources for one in overwritten):
             raise OutputError("output and input are the same file", path=output, remedy="Choose another name with -o.")
+
+
+@contextmanager
+def _naming(tensor: TensorPlan) -> Iterator[None]:
+    """Errors say which tensor they are about."""
+    try:
+        yield
+    except GGUForgeError as error:
+        error.tensor = error.tensor or tensor.name
+        raise
 
 
 def verify(plan: Plan, path: Path) -> None:
@@ -163,15 +207,12 @@ class _Filler:
         tensor = self.plan.tensors[slab.index]
         offset = self.data_offset + self.plan.offsets[slab.index] + slab.start * tensor.row_bytes
         nbytes = (slab.stop - slab.start) * tensor.row_bytes
-        try:
+        with _naming(tensor):
             if tensor.is_copy:
                 self._copy(tensor, slab, offset, nbytes)
             else:
                 write_at(self.target, offset, self._encode(tensor, slab).data)
             start_writeback(self.target, offset, nbytes)
-        except GGUForgeError as error:
-            error.tensor = error.tensor or tensor.name
-            raise
         return nbytes
 
     def _copy(self, tensor: TensorPlan, slab: Slab, offset: int, nbytes: int) -> None:
@@ -355,4 +396,4 @@ def start_method() -> str:
     return "fork" if sys.platform == "linux" and alone else "spawn"
 
 
-__all__ = ["Slab", "default_workers", "peak_memory", "slabs", "verify", "write"]
+__all__ = ["Slab", "default_workers", "peak_memory", "slabs", "verify", "write", "write_all"]
