@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, i1, u1
+from gguforge.quant.blocks.base import Blocks, Bytes, Floats, f2, i1, u1
+from gguforge.quant.blocks.grouped import GroupedBlock
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.affine import AffineFit
 from gguforge.quant.search.base import GROUP_MAX_EPS, add_up, as_groups, f32, nearest_int, round_into, scratch
@@ -137,7 +138,10 @@ def unpack_2bit(packed: Bytes) -> Bytes:
     return (q & u8(3)).reshape(-1, SUPER)
 
 
-class Q2_K(Block, type=T.Q2_K, size=SUPER, tile=256, importance="block", scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2):
+class Q2_K(
+    GroupedBlock, type=T.Q2_K, size=SUPER, tile=256, importance="block", group=16, levels=(0, 3), offset="dmin",
+    scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2,
+):  # fmt: skip
     """2-bit levels; 16 groups of 16 with 4-bit scales and minimums: 2.625 bpw."""
 
     @staticmethod
@@ -154,20 +158,25 @@ class Q2_K(Block, type=T.Q2_K, size=SUPER, tile=256, importance="block", scales=
         out["d"], out["dmin"], out["scales"] = d, dmin, (s | m << 4).T
         step = per_group(d.astype(np.float32) * s)
         offset = per_group(dmin.astype(np.float32) * m)
-        levels = round_levels(groups, step, 0, 3, fit, offset=offset, finite=w is None)
-        out["qs"] = pack_2bit(levels)
+        Q2_K.put_codes(round_levels(groups, step, 0, 3, fit, offset=offset, finite=w is None), out)
+
+    @classmethod
+    def scales(cls, b: Blocks) -> tuple[Bytes, Bytes]:
+        return b["scales"] & u8(15), b["scales"] >> u8(4)
 
     @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        d, dmin = b["d"].astype(np.float32)[:, None], b["dmin"].astype(np.float32)[:, None]
-        step, minimum = d * (b["scales"] & 15), dmin * (b["scales"] >> 4)
-        q = unpack_2bit(b["qs"]).reshape(-1, 16, 16)
-        return (step[..., None] * q - minimum[..., None]).reshape(-1, SUPER)
+    def codes(b: Blocks) -> Bytes:
+        return unpack_2bit(b["qs"])
+
+    @staticmethod
+    def put_codes(codes: Bytes, out: Blocks) -> None:
+        out["qs"] = pack_2bit(codes)
 
 
 class Q3_K(
-    Block, type=T.Q3_K, size=SUPER, tile=256, importance="twice", hmask=(u1, 32), qs=(u1, 64), scales=(u1, 12), d=f2
-):
+    GroupedBlock, type=T.Q3_K, size=SUPER, tile=256, importance="twice", group=16, levels=(-4, 3),
+    hmask=(u1, 32), qs=(u1, 64), scales=(u1, 12), d=f2,
+):  # fmt: skip
     """3-bit levels; 16 groups of 16 with 6-bit signed scales: 3.4375 bpw."""
 
     @staticmethod
@@ -189,21 +198,25 @@ class Q3_K(
         packed[8:] = high[0:4] | high[4:8] << u8(2) | high[8:12] << u8(4) | high[12:16] << u8(6)
         out["d"], out["scales"] = d, packed.T
         step = per_group(d.astype(np.float32) * (codes.astype(np.float32) - f32(32)))
-        levels = round_levels(groups, step, -4, 3, fit, shift=4, finite=w is None).reshape(-1, SUPER)
-        high_bits = (levels > 3).reshape(-1, 8, 32)
-        out["hmask"] = np.packbits(high_bits, axis=1, bitorder="little").reshape(-1, 32)
-        out["qs"] = pack_2bit(levels & u8(3))
+        Q3_K.put_codes(round_levels(groups, step, -4, 3, fit, shift=4, finite=w is None).reshape(-1, SUPER), out)
 
-    @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
+    @classmethod
+    def scales(cls, b: Blocks) -> tuple[NDArray[np.int8], None]:
         s = b["scales"]
         low = np.concatenate([s[:, :8] & u8(15), s[:, :8] >> u8(4)], axis=1)
         high = np.concatenate([s[:, 8:] >> shift & u8(3) for shift in (0, 2, 4, 6)], axis=1)
-        codes = (low | high << 4).astype(np.int8) - 32
-        step = b["d"].astype(np.float32)[:, None] * codes
+        return (low | high << 4).astype(np.int8) - np.int8(32), None
+
+    @staticmethod
+    def codes(b: Blocks) -> Bytes:
         high_bits = np.unpackbits(b["hmask"].reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, SUPER)
-        q = unpack_2bit(b["qs"]).astype(np.int8) - (high_bits ^ 1).astype(np.int8) * 4
-        return (step[..., None] * q.reshape(-1, 16, 16)).reshape(-1, SUPER)
+        return unpack_2bit(b["qs"]) | high_bits << u8(2)
+
+    @staticmethod
+    def put_codes(codes: Bytes, out: Blocks) -> None:
+        high_bits = (codes > 3).reshape(-1, 8, 32)
+        out["hmask"] = np.packbits(high_bits, axis=1, bitorder="little").reshape(-1, 32)
+        out["qs"] = pack_2bit(codes & u8(3))
 
 
 def round_signed(scale: Floats) -> tuple[Bytes, NDArray[np.float16]]:
@@ -241,51 +254,62 @@ def encode_affine_32(x: Floats, w: Floats | None, out: Blocks, nmax: int, first:
     return levels.reshape(-1, SUPER)
 
 
-def decode_affine_32(b: Blocks, q: Bytes) -> Floats:
-    """Values of levels `q`, shape (n, 256), of Q4_K and Q5_K blocks."""
-    s, m = unpack_6bit(b["scales"])
-    step = b["d"].astype(np.float32)[:, None] * s
-    minimum = b["dmin"].astype(np.float32)[:, None] * m
-    values: Floats = step[..., None] * q.reshape(-1, 8, 32) - minimum[..., None]
-    return values.reshape(-1, SUPER)
+class Affine32(GroupedBlock, abstract=True):
+    """What Q4_K and Q5_K share: how scales and minimums are stored."""
+
+    @classmethod
+    def scales(cls, b: Blocks) -> tuple[Bytes, Bytes]:
+        return unpack_6bit(b["scales"])
 
 
-class Q4_K(Block, type=T.Q4_K, size=SUPER, tile=1024, importance="twice", d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128)):
+class Q4_K(
+    Affine32, type=T.Q4_K, size=SUPER, tile=1024, importance="twice", group=32, levels=(0, 15), offset="dmin",
+    d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128),
+):  # fmt: skip
     """4-bit levels; 8 groups of 32 with 6-bit scales and minimums: 4.5 bpw."""
 
     @staticmethod
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        levels = encode_affine_32(x, w, out, 15, -1.0, 20)
-        out["qs"] = fold(levels.reshape(-1, 64), 4).reshape(-1, 128)
+        Q4_K.put_codes(encode_affine_32(x, w, out, 15, -1.0, 20), out)
 
     @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
+    def codes(b: Blocks) -> Bytes:
         q = b["qs"].reshape(-1, 4, 1, 32)
-        return decode_affine_32(b, np.concatenate([q & u8(15), q >> u8(4)], axis=2))
+        codes: Bytes = np.concatenate([q & u8(15), q >> u8(4)], axis=2).reshape(-1, SUPER)
+        return codes
+
+    @staticmethod
+    def put_codes(codes: Bytes, out: Blocks) -> None:
+        out["qs"] = fold(codes.reshape(-1, 64), 4).reshape(-1, 128)
 
 
 class Q5_K(
-    Block, type=T.Q5_K, size=SUPER, tile=512, importance="twice",
+    Affine32, type=T.Q5_K, size=SUPER, tile=512, importance="twice", group=32, levels=(0, 31), offset="dmin",
     d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128),
 ):  # fmt: skip
     """5-bit levels; 8 groups of 32 with 6-bit scales and minimums: 5.5 bpw."""
 
     @staticmethod
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        levels = encode_affine_32(x, w, out, 31, -0.5, 15)
-        out["qs"] = fold((levels & u8(15)).reshape(-1, 64), 4).reshape(-1, 128)
-        out["qh"] = np.packbits((levels > 15).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
+        Q5_K.put_codes(encode_affine_32(x, w, out, 31, -0.5, 15), out)
 
     @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
+    def codes(b: Blocks) -> Bytes:
         q = b["qs"].reshape(-1, 4, 1, 32)
         high = np.unpackbits(b["qh"].reshape(-1, 1, 32), axis=1, bitorder="little").reshape(-1, 4, 2, 32)
-        return decode_affine_32(b, np.concatenate([q & u8(15), q >> u8(4)], axis=2) | high << 4)
+        codes: Bytes = (np.concatenate([q & u8(15), q >> u8(4)], axis=2) | high << u8(4)).reshape(-1, SUPER)
+        return codes
+
+    @staticmethod
+    def put_codes(codes: Bytes, out: Blocks) -> None:
+        out["qs"] = fold((codes & u8(15)).reshape(-1, 64), 4).reshape(-1, 128)
+        out["qh"] = np.packbits((codes > 15).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
 
 
 class Q6_K(
-    Block, type=T.Q6_K, size=SUPER, tile=512, importance="plain", ql=(u1, 128), qh=(u1, 64), scales=(i1, 16), d=f2
-):
+    GroupedBlock, type=T.Q6_K, size=SUPER, tile=512, importance="plain", group=16, levels=(-32, 31),
+    ql=(u1, 128), qh=(u1, 64), scales=(i1, 16), d=f2,
+):  # fmt: skip
     """6-bit levels; 16 groups of 16 with 8-bit signed scales: 6.5625 bpw."""
 
     @staticmethod
@@ -303,16 +327,23 @@ class Q6_K(
         step = per_group(d.astype(np.float32) * codes.astype(np.float32))
         levels = round_levels(groups, step, -32, 31, fit, shift=32, finite=w is None).reshape(-1, SUPER)
         levels[zero] = 0
-        halves = levels.reshape(-1, 128)
-        out["ql"] = fold(halves & u8(15), 4).reshape(-1, 128)
-        high = halves.view(np.uint64) >> np.uint64(4) & np.uint64(0x0303030303030303)
-        out["qh"] = fold(fold(high.view(np.uint8), 4), 2).reshape(-1, 64)
+        Q6_K.put_codes(levels, out)
+
+    @classmethod
+    def scales(cls, b: Blocks) -> tuple[NDArray[np.int8], None]:
+        return b["scales"], None
 
     @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
+    def codes(b: Blocks) -> Bytes:
         ql = b["ql"].reshape(-1, 2, 1, 2, 32)
         low = np.concatenate([ql & u8(15), ql >> u8(4)], axis=2).reshape(-1, 2, 4, 32)
         high = b["qh"].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1) & u8(3)
-        q = (low | high << 4).astype(np.int8) - 32
-        step = b["d"].astype(np.float32)[:, None] * b["scales"]
-        return (step[..., None] * q.reshape(-1, 16, 16)).reshape(-1, SUPER)
+        codes: Bytes = (low | high << u8(4)).reshape(-1, SUPER)
+        return codes
+
+    @staticmethod
+    def put_codes(codes: Bytes, out: Blocks) -> None:
+        halves = np.ascontiguousarray(codes).reshape(-1, 128)
+        out["ql"] = fold(halves & u8(15), 4).reshape(-1, 128)
+        high = halves.view(np.uint64) >> np.uint64(4) & np.uint64(0x0303030303030303)
+        out["qh"] = fold(fold(high.view(np.uint8), 4), 2).reshape(-1, 64)

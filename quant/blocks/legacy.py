@@ -5,12 +5,11 @@ Equal `quantize_row_q*_ref` and `dequantize_row_q*` of ggml/src/ggml-quants.c.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, i1, u1, u4
+from gguforge.quant.blocks.base import Blocks, Bytes, Floats, f2, i1, u1, u4
+from gguforge.quant.blocks.grouped import GroupedBlock
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.affine import AffineFit
 from gguforge.quant.search.base import as_groups, f32
@@ -95,61 +94,87 @@ def unpack_fifth_bit(words: NDArray[np.uint32]) -> Bytes:
     return np.unpackbits(octets, axis=1, bitorder="little") << u8(4)
 
 
-class Q4_0(Block, type=T.Q4_0, size=SIZE, importance="row", d=f2, qs=(u1, 16)):
+class Nibbles(GroupedBlock, abstract=True):
+    """What the 4-bit types share: how levels are stored."""
+
+    @staticmethod
+    def codes(b: Blocks) -> Bytes:
+        return unpack_nibbles(b["qs"])
+
+    @staticmethod
+    def put_codes(codes: Bytes, out: Blocks) -> None:
+        out["qs"] = pack_nibbles(codes)
+
+
+class FiveBits(GroupedBlock, abstract=True):
+    """What the 5-bit types share: how levels are stored."""
+
+    @staticmethod
+    def codes(b: Blocks) -> Bytes:
+        return unpack_nibbles(b["qs"]) | unpack_fifth_bit(b["qh"])
+
+    @staticmethod
+    def put_codes(codes: Bytes, out: Blocks) -> None:
+        out["qs"], out["qh"] = pack_nibbles(codes & u8(15)), pack_fifth_bit(codes)
+
+
+class Q4_0(Nibbles, type=T.Q4_0, size=SIZE, importance="row", levels=(-8, 7), d=f2, qs=(u1, 16)):
     """4-bit levels around zero: 4.5 bpw."""
 
     @staticmethod
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"], levels = encode_symmetric(x, w, 8)
-        out["qs"] = pack_nibbles(levels)
-
-    @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        return b["d"].astype(np.float32)[:, None] * (unpack_nibbles(b["qs"]).astype(np.int8) - 8)
+        out["d"], codes = encode_symmetric(x, w, 8)
+        Q4_0.put_codes(codes, out)
 
 
-class Q4_1(Block, type=T.Q4_1, size=SIZE, importance="row", d=f2, m=f2, qs=(u1, 16)):
+class Q4_1(
+    Nibbles, type=T.Q4_1, size=SIZE, importance="row", levels=(0, 15), offset="m",
+    d=f2, m=f2, qs=(u1, 16),
+):  # fmt: skip
     """4-bit levels above a minimum: 5 bpw."""
 
     @staticmethod
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"], out["m"], levels = encode_range(x, w, 15)
-        out["qs"] = pack_nibbles(levels)
+        out["d"], out["m"], codes = encode_range(x, w, 15)
+        Q4_1.put_codes(codes, out)
 
-    @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        return b["d"].astype(np.float32)[:, None] * unpack_nibbles(b["qs"]) + b["m"].astype(np.float32)[:, None]
+    @classmethod
+    def scales(cls, b: Blocks) -> tuple[Floats, Floats]:
+        return plus_and_minus_one(len(b))
 
 
-class Q5_0(Block, type=T.Q5_0, size=SIZE, importance="row", d=f2, qh=u4, qs=(u1, 16)):
+class Q5_0(FiveBits, type=T.Q5_0, size=SIZE, importance="row", levels=(-16, 15), d=f2, qh=u4, qs=(u1, 16)):
     """5-bit levels around zero: 5.5 bpw."""
 
     @staticmethod
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"], levels = encode_symmetric(x, w, 16)
-        out["qs"], out["qh"] = pack_nibbles(levels & u8(15)), pack_fifth_bit(levels)
-
-    @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        levels = unpack_nibbles(b["qs"]) | unpack_fifth_bit(b["qh"])
-        return b["d"].astype(np.float32)[:, None] * (levels.astype(np.int8) - 16)
+        out["d"], codes = encode_symmetric(x, w, 16)
+        Q5_0.put_codes(codes, out)
 
 
-class Q5_1(Block, type=T.Q5_1, size=SIZE, importance="row", d=f2, m=f2, qh=u4, qs=(u1, 16)):
+class Q5_1(
+    FiveBits, type=T.Q5_1, size=SIZE, importance="row", levels=(0, 31), offset="m",
+    d=f2, m=f2, qh=u4, qs=(u1, 16),
+):  # fmt: skip
     """5-bit levels above a minimum: 6 bpw."""
 
     @staticmethod
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"], out["m"], levels = encode_range(x, w, 31)
-        out["qs"], out["qh"] = pack_nibbles(levels & u8(15)), pack_fifth_bit(levels)
+        out["d"], out["m"], codes = encode_range(x, w, 31)
+        Q5_1.put_codes(codes, out)
 
-    @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        levels = unpack_nibbles(b["qs"]) | unpack_fifth_bit(b["qh"])
-        return b["d"].astype(np.float32)[:, None] * levels + b["m"].astype(np.float32)[:, None]
+    @classmethod
+    def scales(cls, b: Blocks) -> tuple[Floats, Floats]:
+        return plus_and_minus_one(len(b))
 
 
-class Q8_0(Block, type=T.Q8_0, size=SIZE, d=f2, qs=(i1, 32)):
+def plus_and_minus_one(n: int) -> tuple[Floats, Floats]:
+    """The scales of blocks that store what is to be added, not what is to be subtracted: shape (n, 1) each."""
+    one = np.ones((n, 1), np.float32)
+    return one, -one
+
+
+class Q8_0(GroupedBlock, type=T.Q8_0, size=SIZE, levels=(-127, 127), zero=0, d=f2, qs=(i1, 32)):
     """8-bit levels around zero: 8.5 bpw."""
 
     @staticmethod
@@ -160,8 +185,13 @@ class Q8_0(Block, type=T.Q8_0, size=SIZE, d=f2, qs=(i1, 32)):
         out["qs"] = round_half_away(x * inverse, inverse)
 
     @staticmethod
-    def decode_blocks(b: Blocks) -> Any:
-        return b["qs"] * b["d"].astype(np.float32)[:, None]
+    def codes(b: Blocks) -> Bytes:
+        codes: Bytes = b["qs"].view(np.uint8)
+        return codes
+
+    @staticmethod
+    def put_codes(codes: Bytes, out: Blocks) -> None:
+        out["qs"] = codes.view(np.int8)
 
 
 def round_half_away(t: Floats, inverse: Floats) -> NDArray[np.int8]:
