@@ -1,6 +1,6 @@
 """Presets: the named mixes of block types that llama.cpp calls "ftype".
 
-Which type each tensor of a model gets under a preset is decided in `gguforge.quant.rules`.
+Which type each tensor of a model gets under a preset is decided in `gguforge.quant.mixes`.
 """
 
 from __future__ import annotations

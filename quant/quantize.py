@@ -16,10 +16,12 @@ from gguforge.quant.constants import GGML_QUANT_VERSION, GGMLQuantizationType, K
 from gguforge.quant.errors import InputError
 from gguforge.quant.imatrix import ImportanceMatrix
 from gguforge.quant.metadata import Value, string, uint32
+from gguforge.quant.model import Model
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.presets import UNQUANTIZED, Preset, find_preset
 from gguforge.quant.reader import GGUFFile, read_gguf
-from gguforge.quant.rules import Model, Overrides, Role, TypeChooser, file_order, needs_importance, role
+from gguforge.quant.roles import Role, file_order, role
+from gguforge.quant.rules import Overrides, TypeChooser, needs_importance
 from gguforge.quant.sources import Floats
 from gguforge.quant.writer import Progress, write
 

@@ -16,11 +16,13 @@ from gguf.constants import GGMLQuantizationType as T
 
 from gguforge.quant.errors import DataError, InputError, OutputError
 from gguforge.quant.metadata import uint32
+from gguforge.quant.model import Model
 from gguforge.quant.overrides import parse_overrides, parse_pairs
 from gguforge.quant.presets import ALIASES, PRESETS, find_preset
 from gguforge.quant.quantize import Guide, plan_of_file, quantize, retype, types_count
 from gguforge.quant.reader import read_gguf
-from gguforge.quant.rules import Model, TypeChooser, file_order, is_quantizable
+from gguforge.quant.roles import file_order, is_quantizable
+from gguforge.quant.rules import TypeChooser
 from gguforge.quant.sources import ArraySource
 from gguforge.quant.writer import write
 from gguforge.runtime.library import library
