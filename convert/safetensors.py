@@ -58,6 +58,19 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file breaks a rule of the format, is cut short, or is no regular file.
         OSError: it cannot be opened.
     """
+    header, _, data_start, size = _read_header(path)
+    entries = [_entry(path, name, value, data_start) for name, value in header.items()]
+    _check_layout(path, entries, data_start, size)
+    return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The remarks in a safetensors file's header (`__metadata__`); errors as `read_safetensors`."""
+    return _read_header(path)[1]
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int, int]:
+    """The header's entries, its metadata, the offset at which data starts, and the file's size."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise CheckpointError("this is not a regular file", path=path)
     with path.open("rb") as file:
@@ -70,10 +83,8 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         if length > MAX_HEADER_BYTES:
             raise _damaged(path, "header is too long", f"at most {MAX_HEADER_BYTES} bytes", f"{length} bytes")
         text = file.read(length)
-    header = _parse(path, text)
-    entries = [_entry(path, name, value, 8 + length) for name, value in header.items()]
-    _check_layout(path, entries, 8 + length, size)
-    return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
+    header, metadata = _parse(path, text)
+    return header, metadata, 8 + length, size
 
 
 def _damaged(
@@ -83,8 +94,8 @@ def _damaged(
     return CheckpointError(what, path=path, tensor=tensor, expected=expected, found=found, remedy=remedy)
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    """The header's JSON without its metadata, refused where Python's json is more lenient than the format."""
+def _parse(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """The header's JSON and its metadata, refused where Python's json is more lenient than the format."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
@@ -111,7 +122,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "__metadata__ is not a table of strings")
     assert isinstance(header, dict)
-    return header
+    return header, metadata
 
 
 def _entry(path: Path, name: str, value: object, data_start: int) -> StoredTensor:
