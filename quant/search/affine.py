@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.quant.search.base import Floats, Mask, add_up, f32, round_into, scratch
+from gguforge.quant.search.base import Floats, Mask, add_up, dot, f32, round_into, scratch
 
 
 def lowest(x: Floats) -> Floats:
@@ -42,9 +42,9 @@ class AffineFit:
         self, x: Floats, w: Floats, nmax: int, first: float, step: float, steps: int, absolute: bool = False
     ) -> None:
         self.x, self.w, self.nmax, self.absolute = x, w, nmax, absolute
-        self.level, self.wl, self.t = (scratch(name, x.shape) for name in ("level", "wl", "t"))
+        self.level, self.wl = (scratch(name, x.shape) for name in ("level", "wl"))
         self.sum_w = add_up(w)
-        self.sum_x = add_up(np.multiply(w, x, out=self.t))
+        self.sum_x = dot(w, x)
         high = x.max(axis=0)
         self.low = lowest(x)
         self.flat: Mask = high == self.low
@@ -72,14 +72,14 @@ class AffineFit:
         np.add(t, low, out=t)
         np.subtract(t, self.x, out=t)
         (np.abs if self.absolute else np.square)(t, out=t)
-        return add_up(np.multiply(t, self.w, out=t))
+        return dot(t, self.w)
 
     def _try(self, inverse: Floats) -> None:
         """One candidate for all groups; kept where it wins, by index: masked copies cost more than the arithmetic."""
         self._round(inverse)
         sum_l = add_up(np.multiply(self.w, self.level, out=self.wl))
-        sum_l2 = add_up(np.multiply(self.wl, self.level, out=self.t))
-        sum_xl = add_up(np.multiply(self.wl, self.x, out=self.wl))
+        sum_l2 = dot(self.wl, self.level)
+        sum_xl = dot(self.wl, self.x)
         determinant = self.sum_w * sum_l2 - sum_l * sum_l
         scale = np.divide(self.sum_w * sum_xl - self.sum_x * sum_l, determinant, dtype=np.float32)
         low = np.divide(sum_l2 * self.sum_x - sum_l * sum_xl, determinant, dtype=np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,29 @@ def add_up(terms: Floats, out: Floats | None = None) -> Floats:
     return np.add.reduce(terms, axis=0, out=out)
 
 
+def dot(a: Floats, b: Floats, out: Floats | None = None) -> Floats:
+    """Sums of products along axis 0 as a C loop adds them: (group size, groups) twice -> (groups,).
+
+    Equals `add_up(a * b)`, and starts from +0 as C does. Both must be C-contiguous.
+    """
+    if a.shape[1] == 1 or not einsum_rounds_products():
+        return add_up(np.multiply(a, b, out=scratch("products", a.shape)), out)
+    total: Floats = np.einsum("ij,ij->j", a, b, out=out) if out is not None else np.einsum("ij,ij->j", a, b)
+    return total
+
+
+@cache
+def einsum_rounds_products() -> bool:
+    """Whether this NumPy's einsum rounds a product before it adds it.
+
+    Then it does in one pass what takes two; where it was compiled to fused multiply-adds, its sums differ from ggml's.
+    Some random products of full precision tell: about every second fused sum would come out different.
+    """
+    a = np.modf(np.arange(1, 16 * 67 + 1) * 0.6180339887498949)[0].astype(np.float32).reshape(16, 67)
+    b = np.ascontiguousarray(a[::-1, ::-1])
+    return bool(np.array_equal(np.einsum("ij,ij->j", a, b), np.add.reduce(a * b, axis=0)))
+
+
 def round_into(t: Floats, low: int, high: int, finite: bool) -> None:
     """Round `t` in place, then clip to `low..high`; `finite` promises that |t| < 2^22 everywhere."""
     if finite:
@@ -84,6 +108,11 @@ def round_into(t: Floats, low: int, high: int, finite: bool) -> None:
 
 def extreme(x: Floats) -> Floats:
     """The element of largest magnitude of each group, the first of equals; shape (groups,)."""
+    return extremes(x)[0]
+
+
+def extremes(x: Floats) -> tuple[Floats, Floats]:
+    """`extreme`, and the largest magnitude on the other side of zero, negative where there is none; (groups,) each."""
     top, bottom = x.max(axis=0), x.min(axis=0)
     tie = top == -bottom
     peak: Floats = np.where(top > -bottom, top, bottom)
@@ -91,4 +120,4 @@ def extreme(x: Floats) -> Floats:
         columns = np.flatnonzero(tie)
         first = np.abs(x[:, columns]).argmax(axis=0)
         peak[columns] = x[first, columns]
-    return peak
+    return peak, np.minimum(top, -bottom)
