@@ -16,7 +16,7 @@ import pytest
 from running import COMMAND, alive, children, has_data, linux, peak_memory, refused, run, start, wait_until
 
 from gguforge.cli.main import main
-from gguforge.quant import files, writer
+from gguforge.quant import files, slabs
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.metadata import uint32
 from gguforge.quant.plan import Plan
@@ -218,7 +218,7 @@ def test_out_of_memory_gives_one_line(
     def encode(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(writer, "encode", encode)
+    monkeypatch.setattr(slabs, "encode", encode)
     with pytest.raises(SystemExit) as ended:
         main(["quantize", str(model), "-t", "Q8_0", "-o", str(out), "--workers", "1"])
     assert ended.value.code == 1

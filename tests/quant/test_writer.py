@@ -18,13 +18,16 @@ import models
 import numpy as np
 import pytest
 
-from gguforge.quant import writer
+from gguforge.quant import slabs as slabs_module
+from gguforge.quant import workers, writer
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.errors import DataError, GGUForgeError, OutputError
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.quantize import retype
+from gguforge.quant.slabs import Filler, slabs
 from gguforge.quant.sources import ArraySource
-from gguforge.quant.writer import Slab, default_workers, peak_memory, processors, slabs, start_method, write
+from gguforge.quant.workers import processors, start_method
+from gguforge.quant.writer import default_workers, peak_memory, write
 
 forked = pytest.mark.skipif(start_method() != "fork", reason="workers inherit the test's changes when forked")
 
@@ -47,8 +50,8 @@ def nothing_left(out: Path) -> bool:
 
 
 def test_slabs_cover_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "ENCODE_SLAB", 1000)
-    monkeypatch.setattr(writer, "COPY_SLAB", 3000)
+    monkeypatch.setattr(slabs_module, "ENCODE_SLAB", 1000)
+    monkeypatch.setattr(slabs_module, "COPY_SLAB", 3000)
     plan = retype(models.build(tmp_path, T.F16, layers=2), "Q4_K_M")
     rows = [0] * len(plan.tensors)
     for slab in slabs(plan):
@@ -73,7 +76,7 @@ def test_every_way_to_start_workers_gives_the_same_file(
         pytest.skip("is not used: workers must be children of the first process")
     write(plan, out, workers=1)
     alone = out.read_bytes()
-    monkeypatch.setattr(writer, "start_method", lambda: method)
+    monkeypatch.setattr(workers, "start_method", lambda: method)
     seen: list[int] = []
     write(plan, out, workers=2, overwrite=True, progress=seen.append)
     assert out.read_bytes() == alone
@@ -103,17 +106,17 @@ def test_memory_grows_with_workers_and_not_with_the_model(tmp_path: Path) -> Non
 
 
 def in_worker(act: Callable[[], None], slab: int = 5) -> Callable[..., int]:
-    """A `_Filler.fill` that does something else in the other processes, from some slab on."""
-    first, real = os.getpid(), writer._Filler.fill
+    """A `Filler.do` that does something else in the other processes, from some slab on."""
+    first, real = os.getpid(), Filler.do
 
-    def fill(self: Any, work: Slab) -> int:
-        if os.getpid() != first and work.index >= slab:
+    def do(self: Any, number: int) -> int:
+        if os.getpid() != first and number >= slab:
             act()
         if os.getpid() == first:
             time.sleep(0.001)  # leaves work for the others on a machine with one processor
-        return real(self, work)
+        return real(self, number)
 
-    return fill
+    return do
 
 
 def kill_self() -> None:
@@ -145,7 +148,7 @@ def test_a_worker_that_fails(
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer._Filler, "fill", in_worker(act))
+    monkeypatch.setattr(Filler, "do", in_worker(act))
     with pytest.raises(error, match=message):
         write(plan, out, workers=3)
     assert nothing_left(out)
@@ -153,7 +156,7 @@ def test_a_worker_that_fails(
 
 @forked
 def test_a_worker_killed_while_it_holds_the_lock(plan: Plan, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, real = os.getpid(), writer._next
+    first, real = os.getpid(), workers._next
 
     def take_and_die(counter: Any, while_waiting: Callable[[], None]) -> int:
         if os.getpid() != first:
@@ -161,9 +164,9 @@ def test_a_worker_killed_while_it_holds_the_lock(plan: Plan, out: Path, monkeypa
             kill_self()
         return real(counter, while_waiting)
 
-    monkeypatch.setattr(writer, "_next", take_and_die)
-    monkeypatch.setattr(writer, "LOCK_PATIENCE", 0.02)
-    monkeypatch.setattr(writer._Filler, "fill", in_worker(lambda: None))
+    monkeypatch.setattr(workers, "_next", take_and_die)
+    monkeypatch.setattr(workers, "LOCK_PATIENCE", 0.02)
+    monkeypatch.setattr(Filler, "do", in_worker(lambda: None))
     with pytest.raises(GGUForgeError, match="was killed"):
         write(plan, out, workers=3)
     assert nothing_left(out)
@@ -175,10 +178,11 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import models
 from gguforge.quant.constants import GGMLQuantizationType as T
-from gguforge.quant import writer
+from gguforge.quant import slabs as slabs_module
+from gguforge.quant import workers, writer
 from gguforge.quant.quantize import retype
 
-first, real = os.getpid(), writer._next
+first, real = os.getpid(), workers._next
 
 def next_or_die(counter, while_waiting):
     if os.getpid() == first:
@@ -187,7 +191,7 @@ def next_or_die(counter, while_waiting):
         os.kill(first, signal.SIGKILL)
     return real(counter, while_waiting)
 
-writer._next, writer.LOCK_PATIENCE = next_or_die, 0.02
+workers._next, workers.LOCK_PATIENCE = next_or_die, 0.02
 folder = Path({folder!r})
 writer.write(retype(models.build(folder, T.F16), "Q8_0"), folder / "out" / "model.gguf", workers=3)
 """

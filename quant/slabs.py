@@ -1,0 +1,128 @@
+"""Slabs: the pieces in which a plan is executed, and the act of filling one.
+
+A slab is some rows of one tensor, small enough that memory stays flat however large the model is. A slab is read,
+encoded and written by one worker, which opens its own files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gguforge.quant.blocks import block_type, encode
+from gguforge.quant.blocks.base import REGISTRY
+from gguforge.quant.errors import DataError, GGUForgeError
+from gguforge.quant.files import copy_range, start_writeback, write_at
+from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.sources import Bytes, Floats
+
+ENCODE_SLAB = 1 << 18  # elements: 1 MiB of float32, and about ten times that in temporaries
+COPY_SLAB = 1 << 22  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Rows `start:stop` of tensor number `index`."""
+
+    index: int
+    start: int
+    stop: int
+
+
+def slabs(plan: Plan) -> Iterator[Slab]:
+    """The work of a plan, in file order."""
+    for index, tensor in enumerate(plan.tensors):
+        step = max(
+            1,
+            COPY_SLAB // max(1, tensor.row_bytes) if tensor.is_copy else ENCODE_SLAB // max(1, tensor.row_length),
+        )
+        matrix = tensor.rows_per_matrix
+        for first in range(0, tensor.rows if tensor.row_length else 0, max(1, matrix)):
+            end = first + matrix  # a slab has one importance: it ends where a matrix ends
+            for start in range(first, end, step):
+                yield Slab(index, start, min(end, start + step))
+
+
+class Filler:
+    """One worker's open files, and the act of filling a slab of a plan into a part file."""
+
+    def __init__(self, plan: Plan, part: Path) -> None:
+        self.plan, self.data_offset, self.work = plan, len(plan.header), list(slabs(plan))
+        self.target = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+        self.inputs: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in (self.target, *self.inputs.values()):
+            os.close(descriptor)
+
+    def do(self, number: int) -> int:
+        """Write slab `number`; returns its bytes."""
+        slab = self.work[number]
+        tensor = self.plan.tensors[slab.index]
+        offset = self.data_offset + self.plan.offsets[slab.index] + slab.start * tensor.row_bytes
+        nbytes = (slab.stop - slab.start) * tensor.row_bytes
+        with naming(tensor):
+            if tensor.is_copy:
+                self._copy(tensor, slab, offset, nbytes)
+            else:
+                write_at(self.target, offset, encoded(tensor, slab.start, slab.stop).data)
+            start_writeback(self.target, offset, nbytes)
+        return nbytes
+
+    def _copy(self, tensor: TensorPlan, slab: Slab, offset: int, nbytes: int) -> None:
+        rows = tensor.source.raw_rows(slab.start, slab.stop)
+        if tensor.type in REGISTRY and not block_type(tensor.type).is_finite(rows):
+            raise not_finite(tensor, "holds NaN or infinity")
+        extent = tensor.source.extent
+        if extent is None:
+            write_at(self.target, offset, np.ascontiguousarray(rows).data)
+            return
+        if extent.path not in self.inputs:
+            self.inputs[extent.path] = os.open(extent.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        copy_range(
+            self.inputs[extent.path],
+            extent.offset + slab.start * tensor.row_bytes,
+            self.target,
+            offset,
+            nbytes,
+        )
+
+
+def encoded(tensor: TensorPlan, start: int, stop: int) -> Bytes:
+    """Rows `start:stop` in the tensor's type; they belong to one matrix.
+
+    Raises:
+        DataError: NaN or infinity, or values too large for the type.
+    """
+    rows: Floats = tensor.source.rows(start, stop)
+    if rows.size and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
+        raise not_finite(tensor, "holds NaN or infinity")
+    weights = None if tensor.importance is None else tensor.importance[start // tensor.rows_per_matrix]
+    data = encode(rows, tensor.type, weights)
+    if not block_type(tensor.type).is_finite(data):
+        raise not_finite(tensor, f"holds values too large for {tensor.type.name}")
+    return data
+
+
+def not_finite(tensor: TensorPlan, what: str) -> DataError:
+    """The error for numbers that no block can hold."""
+    paths = tensor.source.paths
+    return DataError(
+        what, path=paths[0] if paths else None, remedy="The checkpoint is damaged or diverged in training."
+    )
+
+
+@contextmanager
+def naming(tensor: TensorPlan) -> Iterator[None]:
+    """Errors say which tensor they are about."""
+    try:
+        yield
+    except GGUForgeError as error:
+        error.tensor = error.tensor or tensor.name
+        raise
