@@ -7,31 +7,45 @@ read tensor data: executing the plan is `gguforge.quant.writer.write`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gguforge.quant.constants import GGML_QUANT_VERSION, GGMLQuantizationType, Keys
+from gguforge.quant.constants import GGML_QUANT_VERSION, GGMLQuantizationType, Keys, LlamaFileType
 from gguforge.quant.errors import InputError
 from gguforge.quant.imatrix import ImportanceMatrix
 from gguforge.quant.metadata import Value, string, uint32
 from gguforge.quant.model import Model
 from gguforge.quant.plan import Plan, TensorPlan
-from gguforge.quant.presets import UNQUANTIZED, Preset, find_preset
-from gguforge.quant.reader import GGUFFile, read_gguf
+from gguforge.quant.presets import ALIASES, PRESETS, UNQUANTIZED, Preset, find_preset
+from gguforge.quant.pruning import without_layers
+from gguforge.quant.reader import GGUFFile
 from gguforge.quant.roles import Role, file_order, role
 from gguforge.quant.rules import Overrides, TypeChooser, needs_importance
 from gguforge.quant.sources import Floats
-from gguforge.quant.writer import Progress, write
+from gguforge.quant.splits import SPLIT_KEYS, Limits, divide, divide_like, named, read_model
+from gguforge.quant.writer import Progress, write_all
 
-SPLIT_KEYS = (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
+GUESSED = LlamaFileType.GUESSED
+
+COPY = Preset("COPY", 0, GGMLQuantizationType.F32)
+"""Every tensor keeps its type: llama-quantize's word for ordering, pruning, splitting or merging a model as it is."""
+
+
+def preset_or_copy(name: str) -> Preset:
+    """`find_preset`, which also knows COPY."""
+    return COPY if name.strip().upper() == COPY.name else find_preset(name)
 
 
 def plan_of_file(file: GGUFFile) -> Plan:
-    """The plan that copies a GGUF file."""
+    """The plan that copies a GGUF file; of a split model, into one file."""
     tensors = (TensorPlan(info.name, info.shape, info.type, file.source(info)) for info in file.tensors)
-    return Plan(file.metadata, tuple(tensors), file.alignment)
+    metadata = file.metadata
+    if file.splits:
+        metadata = {key: value for key, value in metadata.items() if key not in SPLIT_KEYS}
+    return Plan(metadata, tuple(tensors), file.alignment)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,30 +104,69 @@ def retype(
     overrides: Overrides | None = None,
     guide: Guide | None = None,
     metadata: Mapping[str, Value] | None = None,
+    prune: Collection[int] = (),
+    keep_order: bool = False,
 ) -> Plan:
     """The same model with the types of a preset.
 
     Args:
         plan: what to start from.
-        preset: a preset or its name.
+        preset: a preset or its name; COPY keeps all types.
         allow_requantize: quantize tensors that are quantized already; they lose quality twice.
         overrides: what the user wants otherwise than the preset.
-        guide: an importance matrix.
+        guide: an importance matrix; its entries are named as the tensors were before pruning.
         metadata: keys to add or replace.
+        prune: layers to leave out.
+        keep_order: leave the tensors in the plan's order, as a split that is to be kept needs.
 
     Raises:
-        InputError: unknown preset, no model, a tensor is quantized already, or its importance is missing or misshapen.
+        InputError: unknown preset, no model, a tensor is quantized already, its importance is missing or misshapen, or
+            a layer to prune is not there.
     """
-    preset = find_preset(preset) if isinstance(preset, str) else preset
+    preset = preset_or_copy(preset) if isinstance(preset, str) else preset
     guide = guide if guide is not None and guide.weights else None
-    tensors = sorted(plan.tensors, key=lambda tensor: file_order(tensor.name))
-    names = [tensor.name for tensor in tensors]
-    model = Model.from_metadata(plan.metadata)
-    chooser = TypeChooser(preset, model, names, overrides or Overrides(), importance=guide is not None)
-    chosen = (_retyped(tensor, chooser, allow_requantize) for tensor in tensors)
-    guided = tuple(_guided(tensor, preset, guide) for tensor in chosen)
     added = {**(metadata or {}), **(guide.metadata() if guide is not None else {})}
-    return Plan(_metadata(plan, preset, added), guided, plan.alignment)
+    known = {**plan.metadata, **added}  # llama-quantize applies its rules to what the metadata become
+    kept = _kept(plan, prune, keep_order)
+    if prune:
+        layers = without_layers((tensor.name for tensor in plan.tensors), prune)[1]
+        added |= {f"{Model.from_metadata(known).architecture}.block_count": uint32(layers)}
+    if preset is COPY:
+        tensors = [replace(tensor, reason="copied") for _, tensor in kept]
+        return Plan(_metadata(plan, stored_file_type(plan, known), added), tuple(tensors), plan.alignment)
+    names = [tensor.name for _, tensor in kept]
+    model = Model.from_metadata(known)
+    chooser = TypeChooser(preset, model, names, overrides or Overrides(), importance=guide is not None)
+    tensors = [_guided(old, _retyped(tensor, chooser, allow_requantize), guide) for old, tensor in kept]
+    return Plan(_metadata(plan, preset.file_type, added), tuple(tensors), plan.alignment)
+
+
+def _kept(plan: Plan, prune: Collection[int], keep_order: bool) -> list[tuple[str, TensorPlan]]:
+    """The tensors of the output in its order, each renamed and with its old name."""
+    tensors = plan.tensors if keep_order else sorted(plan.tensors, key=lambda tensor: file_order(tensor.name))
+    if not prune:
+        return [(tensor.name, tensor) for tensor in tensors]
+    names = without_layers((tensor.name for tensor in tensors), prune)[0]
+    return [(tensor.name, replace(tensor, name=names[tensor.name])) for tensor in tensors if tensor.name in names]
+
+
+def stored_file_type(plan: Plan, metadata: Mapping[str, Value]) -> int:
+    """The file type that a model has, as llama.cpp reads it.
+
+    Where the metadata do not tell, it is the one named after the type that most tensors have, marked as a guess.
+    """
+    told = metadata.get(Keys.General.FILE_TYPE)
+    if told is not None and isinstance(told.value, int):
+        return told.value
+    count: Counter[str] = Counter()
+    name = "F32"
+    for tensor in sorted(plan.tensors, key=lambda tensor: file_order(tensor.name)):
+        count[tensor.type.name] += 1
+        if count[tensor.type.name] > count[name]:  # of two types as frequent, the one that was so first
+            name = tensor.type.name
+    preset = PRESETS.get(ALIASES.get(name, name))
+    number = LlamaFileType.MOSTLY_NVFP4 if name == "NVFP4" else preset.file_type if preset is not None else 0
+    return GUESSED | number
 
 
 def _retyped(tensor: TensorPlan, chooser: TypeChooser, allow_requantize: bool) -> TensorPlan:
@@ -128,11 +181,11 @@ def _retyped(tensor: TensorPlan, chooser: TypeChooser, allow_requantize: bool) -
     return replace(tensor, type=choice.type, reason=choice.reason, fallback=choice.fallback)
 
 
-def _guided(tensor: TensorPlan, preset: Preset, guide: Guide | None) -> TensorPlan:
-    """Attach a tensor's importance, if it is going to be encoded."""
+def _guided(name: str, tensor: TensorPlan, guide: Guide | None) -> TensorPlan:
+    """Attach a tensor's importance, which the guide knows by another name if layers are pruned, if it is encoded."""
     if tensor.is_copy:
         return tensor
-    found = None if guide is None else guide.weights.get(tensor.name)
+    found = None if guide is None else guide.weights.get(name)
     if found is not None:
         matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
         if found.size == matrices * tensor.row_length:
@@ -154,11 +207,11 @@ def _guided(tensor: TensorPlan, preset: Preset, guide: Guide | None) -> TensorPl
     return tensor
 
 
-def _metadata(plan: Plan, preset: Preset, added: Mapping[str, Value]) -> dict[str, Value]:
+def _metadata(plan: Plan, file_type: int, added: Mapping[str, Value]) -> dict[str, Value]:
     """Split keys go; keys that change move to the end, as in llama-quantize."""
     changed = {
         Keys.General.QUANTIZATION_VERSION: uint32(GGML_QUANT_VERSION),
-        Keys.General.FILE_TYPE: uint32(preset.file_type),
+        Keys.General.FILE_TYPE: uint32(file_type),
     }
     kept = {key: value for key, value in plan.metadata.items() if key not in SPLIT_KEYS}
     for key, value in [*changed.items(), *added.items()]:
@@ -177,26 +230,35 @@ def quantize(
     allow_requantize: bool = False,
     overrides: Overrides | None = None,
     guide: Guide | None = None,
+    prune: Collection[int] = (),
+    keep_split: bool = False,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Quantize a GGUF file; the output equals llama-quantize's byte for byte.
+    """Quantize a model; the output equals llama-quantize's byte for byte.
 
     Args:
-        source: a GGUF file, best F32, F16 or BF16.
-        output: the file to make.
-        preset: a preset or its name.
+        source: a GGUF file, best F32, F16 or BF16; of a split model, the first one.
+        output: the file to make; where there are several, they are named after it.
+        preset: a preset or its name, or COPY.
         workers, overwrite, progress: see `gguforge.quant.writer.write`.
-        allow_requantize, overrides, guide: see `retype`.
+        allow_requantize, overrides, guide, prune: see `retype`.
+        keep_split: write the files that the source is split into.
+        limits: split the output; with `keep_split` there are none.
 
     Returns:
         The plan that was executed.
 
     Raises:
-        GGUForgeError: see `read_gguf`, `retype` and `write`.
+        GGUForgeError: see `read_model`, `retype` and `write_all`.
     """
-    copied = plan_of_file(read_gguf(source))
-    plan = retype(copied, preset, allow_requantize=allow_requantize, overrides=overrides, guide=guide)
-    write(plan, output, workers=workers, overwrite=overwrite, progress=progress)
+    file = read_model(source)
+    plan = retype(
+        plan_of_file(file), preset, allow_requantize=allow_requantize, overrides=overrides, guide=guide, prune=prune,
+        keep_order=keep_split,
+    )  # fmt: skip
+    plans = divide_like(plan, file) if keep_split else divide(plan, limits or Limits())
+    write_all(named(plans, output), workers=workers, overwrite=overwrite, progress=progress)
     return plan
 
 

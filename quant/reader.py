@@ -43,6 +43,7 @@ class TensorInfo:
         type: the block type.
         offset: bytes from the start of the file.
         nbytes: bytes of data, without padding.
+        path: the file it lies in, absolute.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TensorInfo:
     type: GGMLQuantizationType
     offset: int
     nbytes: int
+    path: Path
 
     @property
     def elements(self) -> int:
@@ -59,16 +61,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """The layout of a GGUF file.
+    """The layout of a GGUF file, or of a split model (see `gguforge.quant.splits`): its first file, and all tensors.
 
     Attributes:
         path: where it lies, absolute.
         version: 2 or 3.
         metadata: keys and values in file order.
-        tensors: tensors in file order.
+        tensors: tensors in file order; of a split model, those of all files.
         alignment: bytes.
         data_offset: bytes from the start of the file to the data section.
-        size: bytes of the file.
+        size: bytes of the file; of a split model, of all files.
+        splits: the files of a split model; empty where there is one file.
     """
 
     path: Path
@@ -78,10 +81,11 @@ class GGUFFile:
     alignment: int
     data_offset: int
     size: int
+    splits: tuple[GGUFFile, ...] = ()
 
     def source(self, tensor: TensorInfo) -> FileSource:
         """The tensor as a source for a plan."""
-        return FileSource(str(self.path), tensor.offset, tensor.shape, tensor.type)
+        return FileSource(str(tensor.path), tensor.offset, tensor.shape, tensor.type)
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -280,7 +284,7 @@ class _Reader:
         alignment: int,
     ) -> Iterator[TensorInfo]:
         """Check that the tensors lie one behind the other, each at the next aligned place, inside the file."""
-        end = 0
+        end, path = 0, self.path.absolute()
         for name, shape, kind, offset in found:
             block_size, block_bytes = GGML_QUANT_SIZES[kind]
             if shape[-1] % block_size:
@@ -301,5 +305,5 @@ class _Reader:
                     expected=f"{data_offset + offset + nbytes} bytes",
                     found=f"{self.size}",
                 )
-            yield TensorInfo(name, shape, kind, data_offset + offset, nbytes)
+            yield TensorInfo(name, shape, kind, data_offset + offset, nbytes, path)
             end = padded(offset + nbytes, alignment)
