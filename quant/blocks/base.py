@@ -22,6 +22,7 @@ Blocks = NDArray[np.void]
 f2, u1, i1, u4 = "<f2", "u1", "i1", "<u4"  # the field types of the C structs
 
 WEIGHTED_TILE = 1 << 17  # elements
+BUFFER = 512  # elements; with more, NumPy copies a broadcast row into its buffer, which doubles the cost of the call
 
 REGISTRY: dict[GGMLQuantizationType, type[Block]] = {}
 
@@ -112,6 +113,7 @@ class Block:
         blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, cls.size)
         out = np.empty(len(blocks), cls.layout)
         with np.errstate(all="ignore"):  # the C code divides by zero and overflows freely; results are checked instead
+            np.setbufsize(BUFFER)  # errstate restores it
             weigh = None
             if weights is not None and cls.importance != "ignored":
                 weigh = Weigher(cls, rows.shape[-1], blocks, weights)
