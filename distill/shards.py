@@ -65,7 +65,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A teacher's distributions at some positions, as they are stored.
+    """A teacher's distributions at some positions, to be written.
 
     Attributes:
         lengths: entries of each row, shape (rows,).
@@ -80,9 +80,9 @@ class Rows:
     ids: Ids
     counts: Ids
     log_probs: Halfs
-    tail: Halfs
-    next_log_prob: Halfs
-    lse: Halfs
+    tail: Floats
+    next_log_prob: Floats
+    lse: Floats
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
@@ -145,8 +145,8 @@ def write_shard(
         "input_ids": np.concatenate([document.input_ids for document in documents]).astype(_id_type(layout)),
         "loss_mask": np.concatenate([document.loss_mask for document in documents]).astype(np.uint8),
         "doc_start": np.cumsum([0, *sizes]).astype(np.uint32),
-        "next_log_prob": rows.next_log_prob,
-        "lse": rows.lse,
+        "next_log_prob": _halfs(rows.next_log_prob),
+        "lse": _halfs(rows.lse),
     }
     if layout.kind == "full":
         arrays["log_probs"] = rows.log_probs
@@ -155,8 +155,14 @@ def write_shard(
     if layout.kind == "sampled":
         arrays["entries"] = _pack(rows.ids, rows.counts, layout)
     if layout.kind == "top-k":
-        arrays |= {"ids": rows.ids.astype(_id_type(layout)), "log_probs": rows.log_probs, "tail": rows.tail}
+        arrays |= {"ids": rows.ids.astype(_id_type(layout)), "log_probs": rows.log_probs, "tail": _halfs(rows.tail)}
     write_arrays(path, arrays, remarks, overwrite=overwrite)
+
+
+def _halfs(values: Floats) -> Halfs:
+    """Half precision; what is beyond its range becomes the nearest that is within, -inf stays."""
+    limit = np.finfo(np.float16).max
+    return np.where(np.isneginf(values), values, np.clip(values, -limit, limit)).astype(np.float16)
 
 
 def _id_type(layout: Layout) -> np.dtype[np.unsignedinteger]:

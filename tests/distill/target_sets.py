@@ -9,7 +9,7 @@ import numpy as np
 from gguforge.distill.shards import Kind, Layout, Rows, Scored, write_shard
 from gguforge.distill.targets import KEY, Manifest, TeacherRecord, TextRecord, write_manifest
 
-NO_IDS, NO_HALFS = np.empty(0, np.int32), np.empty(0, np.float16)
+NO_IDS, NO_HALFS, NO_FLOATS = np.empty(0, np.int32), np.empty(0, np.float16), np.empty(0, np.float32)
 
 
 def manifest(kind: Kind = "sampled", size: int = 50, vocabulary: int = 300, shards: int = 1) -> Manifest:
@@ -28,17 +28,17 @@ def random_document(draw: np.random.Generator, layout: Layout, tokens: int) -> S
     mask[0] = False
     count = int(mask.sum())
     rows = [_row(draw, layout) for _ in range(count)]
-    halfs = draw.normal(size=(2, count)).astype(np.float16)
+    floats = draw.normal(size=(2, count)).astype(np.float16).astype(np.float32)
     joined = {name: np.concatenate([NO_IDS, *(row[name] for row in rows)]) for name in ("ids", "counts")}
     if layout.kind == "full":
         log_probs = np.log(draw.dirichlet(np.ones(layout.vocabulary), count)).astype(np.float16)
     else:
         log_probs = np.concatenate([NO_HALFS, *(row["log_probs"] for row in rows)]).astype(np.float16)
-    tail = -draw.random(count).astype(np.float16) if layout.kind == "top-k" else NO_HALFS
+    tail = -draw.random(count).astype(np.float16).astype(np.float32) if layout.kind == "top-k" else NO_FLOATS
     lengths = np.array([len(row["ids"]) for row in rows], np.int64)
     return Scored(
         draw.integers(layout.vocabulary, size=tokens).astype(np.int32), mask,
-        Rows(lengths, joined["ids"].astype(np.int32), joined["counts"].astype(np.int32), log_probs, tail, *halfs),
+        Rows(lengths, joined["ids"].astype(np.int32), joined["counts"].astype(np.int32), log_probs, tail, *floats),
     )  # fmt: skip
 
 
