@@ -151,11 +151,12 @@ def _check_same_run(
 
 
 def model_identity(file: GGUFFile) -> str:
-    """SHA-256 over a model's header and the first bytes of each tensor, hexadecimal."""
+    """SHA-256 over a model's header (of a split model, all headers) and the first bytes of each tensor, hexadecimal."""
     digest = hashlib.sha256()
-    with open(file.path, "rb") as stream:
-        digest.update(stream.read(file.data_offset))
-        for tensor in file.tensors:
-            stream.seek(tensor.offset)
-            digest.update(stream.read(min(_SAMPLE, tensor.nbytes)))
+    for part in file.splits or (file,):
+        with open(part.path, "rb") as stream:
+            digest.update(stream.read(part.data_offset))
+            for tensor in part.tensors:
+                stream.seek(tensor.offset)
+                digest.update(stream.read(min(_SAMPLE, tensor.nbytes)))
     return digest.hexdigest()

@@ -1,42 +1,29 @@
 """What a file must be before llama.cpp sees it: a failed assertion there ends the process without a word to the user.
 
-The layout itself is the strict reader's business (`quant.reader`); sizes that do not fit each other llama.cpp refuses
-politely. Limits: llama.cpp, src/llama-hparams.h (LLAMA_MAX_LAYERS), ggml/src/ggml-cpu/ops.cpp (eps).
+The layout itself is the strict reader's business (`quant.reader`, `quant.splits`); sizes that do not fit each other
+llama.cpp refuses politely. Limits: llama.cpp, src/llama-hparams.h (LLAMA_MAX_LAYERS), ggml/src/ggml-cpu/ops.cpp (eps).
 """
 
 from __future__ import annotations
 
 import math
-import re
 
 from gguforge.quant.errors import GGUFError
-from gguforge.quant.reader import GGUFFile, read_gguf
+from gguforge.quant.reader import GGUFFile
 
 _MAX_LAYERS = 512
 
 
 def check_runnable(file: GGUFFile) -> None:
-    """Refuse what llama.cpp would abort the whole process on, and missing parts of a split model.
+    """Refuse what llama.cpp would abort the whole process on.
 
     Raises:
-        GGUFError: there are no weights, the tokenizer's lists do not match, or a part is missing or damaged.
+        GGUFError: there are no weights, a number is out of range, or the tokenizer's lists do not match.
     """
     if not file.tensors:
         raise GGUFError("holds no weights, only a vocabulary or metadata", path=file.path)
     _check_numbers(file)
     _check_tokenizer(file)
-    count = file.metadata.get("split.count")
-    if count is None or not isinstance(count.value, int) or count.value < 2:
-        return
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", file.path.name)
-    if not match or int(match[3]) != count.value or int(match[2]) != 1:
-        raise GGUFError(
-            "is one part of a split model",
-            path=file.path,
-            remedy="Give the first part, named like x-00001-of-00003.gguf.",
-        )
-    for number in range(2, count.value + 1):
-        read_gguf(file.path.with_name(f"{match[1]}-{number:05d}-of-{match[3]}.gguf"))
 
 
 def _check_tokenizer(file: GGUFFile) -> None:

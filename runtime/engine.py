@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from gguforge.quant.constants import LlamaFileType
 from gguforge.quant.errors import EngineError
-from gguforge.quant.reader import GGUFFile, read_gguf
+from gguforge.quant.reader import GGUFFile
+from gguforge.quant.splits import read_model
 from gguforge.runtime.checks import check_runnable
 from gguforge.runtime.fit import choose_context
 from gguforge.runtime.library import LOG, library, load_model, new_context
@@ -105,7 +106,7 @@ class Engine:
             OSError: it cannot be read.
         """
         LOG.verbose = verbose
-        file = read_gguf(path)
+        file = read_model(path)
         check_runnable(file)
         tokens = choose_context(file, context, available_memory())
         workers = threads or physical_cores()

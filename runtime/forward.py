@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguforge.quant.errors import EngineError, InputError
-from gguforge.quant.reader import GGUFFile, read_gguf
+from gguforge.quant.reader import GGUFFile
+from gguforge.quant.splits import read_model
 from gguforge.runtime.checks import check_runnable
 from gguforge.runtime.fit import choose_context
 from gguforge.runtime.library import LOG, library, load_model
@@ -79,7 +80,7 @@ class Forward:
             OSError: it cannot be read.
         """
         LOG.verbose = verbose
-        file = read_gguf(path)
+        file = read_model(path)
         check_runnable(file)
         choose_context(file, chunk, available_memory())
         llama, model = library(), load_model(file.path)

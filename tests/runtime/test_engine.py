@@ -10,8 +10,12 @@ import pytest
 from tiny_model import write_tiny_model
 
 from gguforge.quant.errors import EngineError, GGUFError
+from gguforge.quant.quantize import plan_of_file
+from gguforge.quant.splits import Limits, divide, named, read_model
+from gguforge.quant.writer import write_all
 from gguforge.runtime import engine as engine_module
 from gguforge.runtime.engine import Engine, Stats
+from gguforge.runtime.fit import needs
 from gguforge.runtime.sampling import GREEDY
 from gguforge.runtime.vocabulary import Detokenizer
 
@@ -177,13 +181,21 @@ def test_states_that_cannot_be_cut_are_evaluated_anew(randomized: Engine, monkey
     assert (tokens, stats.evaluated_tokens) == (expected, 4)
 
 
-def test_missing_part_of_a_split_model(tmp_path: Path) -> None:
-    first = write_tiny_model(tmp_path / "m-00001-of-00002.gguf", extra={"split.count": 2})
-    with pytest.raises((GGUFError, OSError), match="00002-of-00002"):
+def test_split_model(tmp_path: Path) -> None:
+    """It answers as the whole one; a missing part is one line."""
+    whole = write_tiny_model(tmp_path / "whole.gguf", random=True)
+    plans = divide(plan_of_file(read_model(whole)), Limits(tensors=5))
+    write_all(named(plans, tmp_path / "m.gguf"), workers=1)
+    first, *others = sorted(tmp_path.glob("m-*"))
+    with Engine.open(whole) as one, Engine.open(first) as parts:
+        assert parts.file.size > one.file.size
+        assert needs(parts.file).weights == needs(one.file).weights
+        assert run(one, [1, 300])[0] == run(parts, [1, 300])[0]
+    with pytest.raises(GGUFError, match="Give the first part"):
+        Engine.open(others[0])
+    others[-1].unlink()
+    with pytest.raises(GGUFError, match=f"part {len(plans)} of {len(plans)} of the model is missing"):
         Engine.open(first)
-    alone = write_tiny_model(tmp_path / "m.gguf", extra={"split.count": 2})
-    with pytest.raises(GGUFError, match="one part of a split model"):
-        Engine.open(alone)
 
 
 def test_llama_cpp_failures_are_our_error(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
