@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,27 +74,33 @@ def add_up(terms: Floats, out: Floats | None = None) -> Floats:
     return np.add.reduce(terms, axis=0, out=out)
 
 
-def dot(a: Floats, b: Floats, out: Floats | None = None) -> Floats:
-    """Sums of products along axis 0 as a C loop adds them: (group size, groups) twice -> (groups,).
+def dot(*factors: Floats, out: Floats | None = None) -> Floats:
+    """Sums of products along axis 0 as a C loop adds them: (group size, groups) two or three times -> (groups,).
 
-    Equals `add_up(a * b)`, and starts from +0 as C does. Both must be C-contiguous.
+    Equals `add_up(a * b * c)`, and starts from +0 as C does. All must be C-contiguous.
     """
-    if a.shape[1] == 1 or not einsum_rounds_products():
-        return add_up(np.multiply(a, b, out=scratch("products", a.shape)), out)
-    total: Floats = np.einsum("ij,ij->j", a, b, out=out) if out is not None else np.einsum("ij,ij->j", a, b)
+    if factors[0].shape[1] == 1 or not einsum_rounds_products():
+        return add_up(reduce(np.multiply, factors), out)
+    total: Floats = np.einsum(SUMS_OF_PRODUCTS[len(factors)], *factors, out=out)
     return total
+
+
+SUMS_OF_PRODUCTS = {2: "ij,ij->j", 3: "ij,ij,ij->j"}
 
 
 @cache
 def einsum_rounds_products() -> bool:
     """Whether this NumPy's einsum rounds a product before it adds it.
 
-    Then it does in one pass what takes two; where it was compiled to fused multiply-adds, its sums differ from ggml's.
-    Some random products of full precision tell: about every second fused sum would come out different.
+    Then it does in one pass what takes two or three; where it was compiled to fused multiply-adds, its sums differ from
+    ggml's. Some random products of full precision tell: about every second fused sum would come out different.
     """
     a = np.modf(np.arange(1, 16 * 67 + 1) * 0.6180339887498949)[0].astype(np.float32).reshape(16, 67)
-    b = np.ascontiguousarray(a[::-1, ::-1])
-    return bool(np.array_equal(np.einsum("ij,ij->j", a, b), np.add.reduce(a * b, axis=0)))
+    b, c = np.ascontiguousarray(a[::-1, ::-1]), np.ascontiguousarray(a[:, ::-1])
+    return all(
+        np.array_equal(np.einsum(SUMS_OF_PRODUCTS[len(some)], *some), np.add.reduce(reduce(np.multiply, some), axis=0))
+        for some in ((a, b), (a, b, c))
+    )
 
 
 def round_into(t: Floats, low: int, high: int, finite: bool) -> None:

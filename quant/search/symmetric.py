@@ -69,7 +69,7 @@ class SymmetricFit:
         self, x: Floats, w: Floats, inverse: Floats, sum_lx: Floats, sum_l2: Floats, clipped: list[bool], purpose: str
     ) -> None:
         """Fill in the sums of w * x * level and of w * level^2 for candidates; shape (candidates, groups)."""
-        level, term = scratch(purpose + "level", x.shape), scratch(purpose + "term", x.shape)
+        level = scratch(purpose + "level", x.shape)
         wx = np.multiply(w, x, out=scratch(purpose + "wx", x.shape))
         for k, clip in enumerate(clipped):
             np.multiply(x, inverse[k], out=level)
@@ -78,7 +78,7 @@ class SymmetricFit:
             else:
                 np.rint(level, out=level)
             dot(wx, level, out=sum_lx[k])
-            dot(np.multiply(w, level, out=term), level, out=sum_l2[k])
+            dot(w, level, level, out=sum_l2[k])
 
     def _choose(self) -> NDArray[np.intp]:
         """The last candidate of each group that explained more than all before it; shape (groups,)."""
