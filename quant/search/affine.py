@@ -46,6 +46,7 @@ class AffineFit:
         self.sum_w = add_up(w)
         self.sum_x = dot(w, x)
         high = x.max(axis=0)
+        self.none = np.zeros(len(high), np.float32)
         self.low = lowest(x)
         self.flat: Mask = high == self.low
         high[self.flat] += f32(1)  # any range will do: the result is overwritten
@@ -56,14 +57,19 @@ class AffineFit:
         self.best_scale = f32(1) / self.inverse
         self.error = self._error(self.best_scale, self.low)
         for k in range(steps + 1):
-            self._try((f32(first) + f32(step) * f32(k) + f32(nmax)) / (high - self.low))
+            reach = f32(first) + f32(step) * f32(k) + f32(nmax)
+            self._try(reach / (high - self.low), over=reach > nmax + 0.49)
         self.scale: Floats = np.where(self.flat, f32(0), self.best_scale)
         self.minimum: Floats = np.where(self.flat, -x[0], -self.low)
 
-    def _round(self, inverse: Floats) -> None:
-        np.subtract(self.x, self.low, out=self.level)
-        np.multiply(self.level, inverse, out=self.level)
-        round_into(self.level, 0, self.nmax, self.finite)
+    def _round(self, inverse: Floats, over: bool = False) -> None:
+        """Fill in the levels; without `over` the highest weight comes to less than half a level above `nmax`."""
+        level = np.subtract(self.x, self.low, out=self.level)
+        np.multiply(level, inverse, out=level)
+        if over or not self.finite:
+            round_into(level, 0, self.nmax, self.finite)
+        else:
+            np.maximum(np.rint(level, out=level), self.none, out=level)
 
     def _error(self, scale: Floats, low: Floats) -> Floats:
         """Weighted error of the current rounding, whose levels it uses up."""
@@ -74,9 +80,9 @@ class AffineFit:
         (np.abs if self.absolute else np.square)(t, out=t)
         return dot(t, self.w)
 
-    def _try(self, inverse: Floats) -> None:
+    def _try(self, inverse: Floats, over: bool) -> None:
         """One candidate for all groups; kept where it wins, by index: masked copies cost more than the arithmetic."""
-        self._round(inverse)
+        self._round(inverse, over)
         sum_l = add_up(np.multiply(self.w, self.level, out=self.wl))
         sum_l2 = dot(self.wl, self.level)
         sum_xl = dot(self.wl, self.x)
