@@ -41,7 +41,8 @@ def command(checkpoint: str, type_name: str, model_name: str | None, pre: str | 
     for remark in remarks:
         click.echo(f"warning: {remark}", err=True)
     label = file_type_name(made)
-    writing.execute(made, default_file_name(made, label), label, {"warnings": remarks})
+    plans = writing.divide(made, by_converter=True)
+    writing.execute(plans, default_file_name(made, label), label, {"warnings": remarks})
 
 
 def file_type_name(plan: Plan) -> str:

@@ -27,9 +27,10 @@ TEMPLATE_KEY = "tokenizer.chat_template"
 @click.option("--metadata", "only", flag_value="metadata", help="Print the metadata alone, arrays and texts in full.")
 @click.option("--tensors", "only", flag_value="tensors", help="Print the tensors alone.")
 @click.option("--template", "only", flag_value="template", help="Print the chat template alone.")
+@click.option("--alone", is_flag=True, help="Show this file alone, though it be part of a split model.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(model: str, only: str | None, as_json: bool) -> None:
-    """Show what is inside the GGUF file MODEL, reading its header alone.
+def command(model: str, only: str | None, alone: bool, as_json: bool) -> None:
+    """Show what is inside the GGUF file MODEL, reading its header alone. Of a split model, give the first file.
 
     \b
     Examples:
@@ -38,8 +39,9 @@ def command(model: str, only: str | None, as_json: bool) -> None:
       gguforge inspect model.gguf --json | jq .metadata
     """
     from gguforge.quant.reader import read_gguf
+    from gguforge.quant.splits import read_model
 
-    file = read_gguf(model)
+    file = read_gguf(model) if alone else read_model(model)
     if as_json:
         click.echo(json.dumps(describe(file), ensure_ascii=True, allow_nan=False))
     elif only == "metadata":
@@ -73,6 +75,10 @@ def describe(file: GGUFFile) -> dict[str, Any]:
     return {
         "path": str(file.path),
         "bytes": file.size,
+        "files": [
+            {"path": str(part.path), "bytes": part.size, "tensors": len(part.tensors)}
+            for part in file.splits or (file,)
+        ],
         "version": file.version,
         "alignment": file.alignment,
         "bits_per_weight": round(bits_per_weight(file), 4),
@@ -84,6 +90,7 @@ def describe(file: GGUFFile) -> dict[str, Any]:
         },
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "type": t.type.name, "offset": t.offset, "bytes": t.nbytes}
+            | ({"file": t.path.name} if file.splits else {})
             for t in file.tensors
         ],
     }
@@ -125,6 +132,7 @@ def summary(file: GGUFFile) -> str:
         f"{file.size:,} bytes ({in_words(file.size)}), GGUF version {file.version}, alignment {file.alignment}",
         f"{weights:,} weights in {len(file.tensors)} tensors, {bits_per_weight(file):.2f} bits per weight",
     ]
+    head += [f"{printable(p.path.name)}: {p.size:,} bytes, {len(p.tensors)} tensors" for p in file.splits]
     text = template(file)
     last = (
         f"Chat template: {len(text)} characters, sha256 {template_hash(text)}"

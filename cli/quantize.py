@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
     from gguforge.quant.presets import Preset
     from gguforge.quant.quantize import Guide
+
+
+TYPES = "A type is a preset of llama.cpp by name or number, in any case (Q4_K_M, q6_k, 15), or COPY."
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class Wishes:
     keep_output: bool
     pure: bool
     pairs: tuple[str, ...]
+    layers: tuple[str, ...]
+    keep_split: bool
     explain: bool
     allow_requantize: bool
 
 
-@click.command("quantize", epilog="A type is a preset of llama.cpp by name or number, in any case: Q4_K_M, q6_k, 15.")
+@click.command("quantize", epilog=TYPES)
 @click.argument("model", type=click.Path())
 @gathered(
     Wishes,
@@ -54,6 +60,12 @@ class Wishes:
     click.option(
         "--override-kv", "pairs", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata (int, float, bool, str)."
     ),
+    click.option(
+        "--prune-layers", "layers", multiple=True, metavar="N,N,...", help="Leave out these layers, from 0 on."
+    ),
+    click.option(
+        "--keep-split", is_flag=True, help="Write as many files as MODEL is split into, with the same tensors."
+    ),
     click.option("--explain", is_flag=True, help="Print for each tensor the rule that chose its type."),
     click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already: it loses twice."),
 )
@@ -61,29 +73,36 @@ class Wishes:
 def command(model: str, wishes: Wishes, writing: Writing) -> None:
     """Quantize the GGUF file MODEL, byte for byte as llama-quantize does.
 
+    Of a split model, give the first file. COPY as a type copies a model as it is: to merge, split or prune it.
+
     \b
     Examples:
       gguforge quantize model-f16.gguf --type Q4_K_M -o model-q4_k_m.gguf
       gguforge quantize model-bf16.gguf --type IQ2_XS --imatrix imatrix.gguf
       gguforge quantize model-f16.gguf --type Q4_K_S --tensor-type 'ffn_down=Q6_K'
       gguforge quantize model-f16.gguf --type Q2_K --dry-run --explain
+      gguforge quantize model-f16-00001-of-00003.gguf --type Q4_K_M --keep-split
+      gguforge quantize model-00001-of-00003.gguf --type COPY -o model.gguf
     """
-    from gguforge.quant.presets import find_preset
+    from gguforge.quant.quantize import preset_or_copy
 
     if wishes.include and wishes.exclude:
         raise click.UsageError("--include-weights and --exclude-weights cannot be used together.")
-    preset = find_preset(wishes.preset)
-    plan = make_plan(model, preset, wishes)
-    writing.execute(plan, default_output(model, preset.name), preset.name, {}, wishes.explain)
+    if wishes.keep_split and writing.splits:
+        raise click.UsageError("--keep-split and a limit such as --split-max-size cannot be used together.")
+    preset = preset_or_copy(wishes.preset)
+    plans = make_plans(model, preset, wishes, writing)
+    writing.execute(plans, default_output(model, preset.name), preset.name, {}, wishes.explain)
     if preset.name == "Q2_K_S" and wishes.imatrix is None and not writing.quiet:
         click.echo("Q2_K_S without an importance matrix loses much quality; llama-quantize refuses it.", err=True)
 
 
-def make_plan(model: str, preset: Preset, wishes: Wishes) -> Plan:
-    """The plan of the quantized model."""
+def make_plans(model: str, preset: Preset, wishes: Wishes, writing: Writing) -> Sequence[Plan]:
+    """The plans of the quantized model's files."""
     from gguforge.quant.overrides import parse_overrides, parse_pairs
+    from gguforge.quant.pruning import parse_layers
     from gguforge.quant.quantize import plan_of_file, retype
-    from gguforge.quant.reader import read_gguf
+    from gguforge.quant.splits import divide_like, read_model
 
     overrides = parse_overrides(
         wishes.patterns,
@@ -93,14 +112,18 @@ def make_plan(model: str, preset: Preset, wishes: Wishes) -> Plan:
         keep_output=wishes.keep_output,
         pure=wishes.pure,
     )
-    return retype(
-        plan_of_file(read_gguf(model)),
+    file = read_model(model)
+    plan = retype(
+        plan_of_file(file),
         preset,
         allow_requantize=wishes.allow_requantize,
         overrides=overrides,
         guide=read_guide(wishes.imatrix, wishes.include, wishes.exclude),
         metadata=parse_pairs(wishes.pairs),
+        prune=parse_layers(wishes.layers),
+        keep_order=wishes.keep_split,
     )
+    return divide_like(plan, file) if wishes.keep_split else writing.divide(plan)
 
 
 def read_guide(path: str | None, include: tuple[str, ...], exclude: tuple[str, ...]) -> Guide | None:
@@ -114,12 +137,15 @@ def read_guide(path: str | None, include: tuple[str, ...], exclude: tuple[str, .
 
 
 def default_output(model: str, preset: str) -> str:
-    """A name beside the input: its own, with the type in place of the old one.
+    """A name beside the input: its own, with the type in place of the old one and without the number of a part.
 
     >>> default_output("dir/tiny-F16.gguf", "Q4_K_M")
     'dir/tiny-Q4_K_M.gguf'
     """
+    from gguforge.quant.splits import whole_name
+
     path = Path(model)
-    stem, _, last = path.stem.rpartition("-")
+    name = whole_name(f"{path.stem}.gguf")
+    stem, _, last = name.rpartition("-")
     known = last.upper() in ("F16", "BF16", "F32")
-    return str(path.with_name(f"{stem if known and stem else path.stem}-{preset}.gguf"))
+    return str(path.with_name(f"{stem if known and stem else name}-{preset}.gguf"))
