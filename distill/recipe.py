@@ -1,0 +1,337 @@
+"""A recipe: one TOML file that says what to train, from what, by which losses, and how. Its schema is closed.
+
+Every table below is a dataclass, every key a field of it; a key that is none, or a value of another type, is refused
+with one line. Paths are relative to the recipe's folder. What is left out takes the default written here.
+
+    [data]
+    targets = "targets/"          # soft targets that `gguforge distill collect` made; or text = [...] and a teacher
+    held_out = ["held-out.txt"]
+
+    [student]
+    checkpoint = "small/"         # or config = "config.json", or layers = 6 to cut it from the teacher
+
+    [losses]
+    sampled_kl = 0.9
+    cross_entropy = 0.1
+
+    [schedule]
+    steps = 1000
+
+    [blocks]                      # train on the blocks of a preset, and write them
+    preset = "Q4_K_M"
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from gguforge.quant.errors import InputError
+from gguforge.quant.presets import find_preset
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is read.
+
+    Attributes:
+        targets: a folder of soft targets, for training from stored distributions.
+        text: text files (plain or .jsonl), for training with a teacher in memory or without one.
+        held_out: text files that are only measured on.
+        context: tokens of a document cut from text; soft targets bring their own.
+        held_out_documents: how many are measured at most.
+    """
+
+    targets: Path | None = None
+    text: tuple[Path, ...] = ()
+    held_out: tuple[Path, ...] = ()
+    context: int = 512
+    held_out_documents: int = 64
+
+
+@dataclass(frozen=True)
+class TeacherPart:
+    """The teacher in memory: for online losses, for cutting the student from it, and for the report.
+
+    Attributes:
+        checkpoint: a Hugging Face checkpoint.
+    """
+
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class StudentPart:
+    """Where the student comes from: exactly one of `checkpoint`, `config`, and cutting from the teacher.
+
+    Attributes:
+        checkpoint: an existing checkpoint.
+        config: a config.json, whose model starts from random weights.
+        tokenizer: the folder with its tokenizer's files; by default the teacher's or the checkpoint's.
+        layers: cut from the teacher: so many layers, evenly spaced, or the ones that are named.
+        hidden_size, intermediate_size: ... and so many channels, those that are most active on the text.
+    """
+
+    checkpoint: Path | None = None
+    config: Path | None = None
+    tokenizer: Path | None = None
+    layers: int | tuple[int, ...] | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The weight of each loss; 0 leaves it out. See `gguforge.distill.losses`.
+
+    Attributes:
+        sampled_kl: from stored targets, drawn or top-k with their tail.
+        cross_entropy: with the tokens that really came.
+        forward_kl, reverse_kl, jensen_shannon, skew_kl, reverse_skew_kl: with a teacher in memory.
+        hidden_mse, hidden_cosine: of the last layers' states; both models have one width.
+        relation: of how the last layers' states relate positions to each other.
+        temperature: of the losses with a teacher in memory; stored targets have their own.
+        beta, skew: of jensen_shannon; of both skew losses.
+        relation_heads: slices of the states that relations are made of.
+    """
+
+    sampled_kl: float = 0.0
+    cross_entropy: float = 0.0
+    forward_kl: float = 0.0
+    reverse_kl: float = 0.0
+    jensen_shannon: float = 0.0
+    skew_kl: float = 0.0
+    reverse_skew_kl: float = 0.0
+    hidden_mse: float = 0.0
+    hidden_cosine: float = 0.0
+    relation: float = 0.0
+    temperature: float = 1.0
+    beta: float = 0.5
+    skew: float = 0.1
+    relation_heads: int = 8
+
+    def weights(self) -> dict[str, float]:
+        """The losses that count, with their weights."""
+        settings = ("temperature", "beta", "skew", "relation_heads")
+        return {name: value for name, value in asdict(self).items() if name not in settings and value}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any of them needs the teacher in memory."""
+        return any(name not in ("sampled_kl", "cross_entropy") for name in self.weights())
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: documents that one process reads at once.
+        accumulate: batches that make one step.
+        rate: the largest learning rate, of AdamW.
+        warmup: share of the steps in which it rises; then it falls along half a cosine.
+        final: what it falls to, as a share of `rate`.
+        weight_decay: of matrices.
+        clip: longest gradient.
+        seed: of the order of documents, and of random weights.
+        evaluate: steps between two measurements on the held-out text.
+        patience: measurements without a better one after which training stops; 0 for never.
+        save: steps between two checkpoints.
+    """
+
+    steps: int = 1000
+    batch: int = 8
+    accumulate: int = 1
+    rate: float = 1e-3
+    warmup: float = 0.03
+    final: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    evaluate: int = 100
+    patience: int = 0
+    save: int = 100
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where.
+
+    Attributes:
+        device: "auto" takes a GPU if there is one.
+        precision: of the forward pass; weights and sums stay float32.
+        threads: of the CPU; 0 for torch's choice.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class BlocksPart:
+    """Training on the blocks that ship.
+
+    Attributes:
+        preset: the mix of block types, as `gguforge quantize` knows them.
+        refresh: steps between two searches for scales.
+        scales_only: freeze the levels and train the scales.
+    """
+
+    preset: str
+    refresh: int = 50
+    scales_only: bool = False
+
+
+@dataclass(frozen=True)
+class ReportPart:
+    """What the report measures.
+
+    Attributes:
+        baseline: train the same student on the same text by cross-entropy alone, and compare.
+        seeds: the runs to make, each from its own order of documents and random weights.
+    """
+
+    baseline: bool = True
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe."""
+
+    student: StudentPart
+    losses: Losses
+    data: Data = field(default_factory=Data)
+    teacher: TeacherPart = field(default_factory=TeacherPart)
+    schedule: Schedule = field(default_factory=Schedule)
+    hardware: Hardware = field(default_factory=Hardware)
+    blocks: BlocksPart | None = None
+    report: ReportPart = field(default_factory=ReportPart)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 over everything that decides the weights: not where it runs, nor what is reported."""
+        decisive = {name: value for name, value in asdict(self).items() if name not in ("hardware", "report")}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        InputError: it is no TOML, has an unknown key or a value that cannot be used, or lacks what its losses need.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"is no TOML: {error}", path=path) from None
+    recipe: Recipe = _read(Recipe, table, "", path)
+    _check(recipe, path)
+    return recipe
+
+
+def _read(kind: type[Any], table: Mapping[str, Any], where: str, path: Path) -> Any:
+    """A dataclass from a table."""
+    hints = get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            remedy = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(hints)}."
+            raise InputError(f"unknown key {where + key!r}", path=path, remedy=remedy)
+    missing = [one.name for one in fields(kind) if one.name not in table and _is_required(one)]
+    if missing:
+        raise InputError(f"key {where + missing[0]!r} is missing", path=path)
+    return kind(**{key: _value(hints[key], value, where + key, path) for key, value in table.items()})
+
+
+def _is_required(one: Any) -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
+
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+
+
+def _value(hint: Any, value: Any, where: str, path: Path) -> Any:
+    """A value as its field wants it."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    options = tuple(option for option in options if option is not type(None))
+    for option in options:
+        if is_dataclass(option) and isinstance(value, dict):
+            return _read(option, value, where + ".", path)  # type: ignore[arg-type]
+        if get_origin(option) is tuple and isinstance(value, list):
+            return tuple(_value(get_args(option)[0], item, where, path) for item in value)
+        if get_origin(option) is Literal and value in get_args(option):
+            return value
+        if option is Path and isinstance(value, str):
+            return path.parent / value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, bool, str) and type(value) is option:
+            return value
+    raise InputError(f"key {where!r}", path=path, expected=" or ".join(map(_described, options)), found=repr(value))
+
+
+def _described(option: Any) -> str:
+    if is_dataclass(option):
+        return "a table"
+    if get_origin(option) is tuple:
+        return "a list"
+    if get_origin(option) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(option))
+    return NAMES[option]
+
+
+POSITIVE = {
+    "data": ("context", "held_out_documents"),
+    "schedule": ("steps", "batch", "accumulate", "rate", "clip", "evaluate", "save"),
+    "losses": ("temperature", "relation_heads"),
+    "blocks": ("refresh",),
+}
+BETWEEN_0_AND_1 = ("beta", "skew")
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    """What types alone do not say."""
+    for part, names in POSITIVE.items():
+        for name in names:
+            value = getattr(getattr(recipe, part), name, 1)
+            if not value > 0:
+                raise InputError(f"key '{part}.{name}'", path=path, expected="more than 0", found=value)
+    for name in BETWEEN_0_AND_1:
+        if not 0 < getattr(recipe.losses, name) < 1:
+            raise InputError(f"key 'losses.{name}'", path=path, expected="between 0 and 1")
+    if not recipe.losses.weights():
+        raise InputError("has no loss", path=path, remedy="Give at least one of [losses] a weight.")
+    if (recipe.data.targets is None) == (not recipe.data.text):
+        raise InputError("[data] needs either targets or text", path=path)
+    if recipe.losses.sampled_kl and recipe.data.targets is None:
+        raise InputError("losses.sampled_kl needs data.targets", path=path, remedy="Or use losses.forward_kl.")
+    _check_models(recipe, path)
+    if recipe.blocks is not None:
+        find_preset(recipe.blocks.preset)
+
+
+def _check_models(recipe: Recipe, path: Path) -> None:
+    student = recipe.student
+    cut = student.layers is not None or student.hidden_size is not None or student.intermediate_size is not None
+    if (student.checkpoint is not None) + (student.config is not None) + cut != 1:
+        raise InputError(
+            "[student] needs exactly one of: checkpoint; config; layers, hidden_size or intermediate_size", path=path
+        )
+    if (cut or recipe.losses.needs_teacher) and recipe.teacher.checkpoint is None:
+        why = "cutting the student from it" if cut else "these losses"
+        raise InputError(f"teacher.checkpoint is needed for {why}", path=path)
+    if student.config is not None and student.tokenizer is None and recipe.teacher.checkpoint is None:
+        raise InputError("student.tokenizer is missing", path=path, remedy="Name the folder with its tokenizer.")

@@ -1,0 +1,115 @@
+"""Recipes: what is read, and that everything else is refused with one line that helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gguforge.distill.recipe import read_recipe
+from gguforge.quant.errors import InputError
+
+SMALLEST = """
+[data]
+targets = "targets"
+[student]
+checkpoint = "small"
+[losses]
+sampled_kl = 1
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_smallest_recipe_takes_defaults_and_paths_from_its_folder(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, SMALLEST))
+    assert recipe.data.targets == tmp_path / "targets"
+    assert recipe.student.checkpoint == tmp_path / "small"
+    assert recipe.losses.weights() == {"sampled_kl": 1.0}
+    assert (recipe.schedule.steps, recipe.hardware.device, recipe.blocks) == (1000, "auto", None)
+
+
+def test_every_table_is_read(tmp_path: Path) -> None:
+    recipe = read_recipe(
+        write(
+            tmp_path,
+            """
+            [data]
+            text = ["a.txt", "b.jsonl"]
+            held_out = ["c.txt"]
+            context = 128
+            [teacher]
+            checkpoint = "/models/big"
+            [student]
+            layers = [0, 2, 5]
+            intermediate_size = 512
+            [losses]
+            forward_kl = 0.5
+            hidden_cosine = 0.25
+            temperature = 2
+            [schedule]
+            steps = 10
+            rate = 1e-4
+            [hardware]
+            device = "cpu"
+            precision = "bfloat16"
+            [blocks]
+            preset = "q4_k_m"
+            scales_only = true
+            [report]
+            baseline = false
+            seeds = [1, 2, 3]
+            """,
+        )
+    )
+    assert recipe.data.text == (tmp_path / "a.txt", tmp_path / "b.jsonl")
+    assert recipe.teacher.checkpoint == Path("/models/big")
+    assert (recipe.student.layers, recipe.student.intermediate_size) == ((0, 2, 5), 512)
+    assert recipe.losses.needs_teacher
+    assert recipe.losses.temperature == 2.0
+    assert recipe.blocks is not None
+    assert recipe.blocks.scales_only
+    assert recipe.report.seeds == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[losses]", "[loses]", "unknown key 'loses'. Did you mean 'losses'?"),
+        ("sampled_kl", "sampled_lk", "unknown key 'losses.sampled_lk'. Did you mean 'sampled_kl'?"),
+        ("sampled_kl = 1", "sampled_kl = '1'", "key 'losses.sampled_kl' (expected a number, found '1')"),
+        ("sampled_kl = 1", "sampled_kl = 0", "has no loss"),
+        ("sampled_kl", "forward_kl", "teacher.checkpoint is needed for these losses"),
+        ("sampled_kl = 1", "sampled_kl = 1\nbeta = 1.0", "key 'losses.beta' (expected between 0 and 1)"),
+        ('targets = "targets"', "", "[data] needs either targets or text"),
+        ('targets = "targets"', 'text = ["a.txt"]', "losses.sampled_kl needs data.targets"),
+        ('targets = "targets"', "targets = 3", "key 'data.targets' (expected a path, found 3)"),
+        ('targets = "targets"', 'targets = "t"\nheld_out = "h.txt"', "(expected a list, found 'h.txt')"),
+        ('checkpoint = "small"', "layers = 3", "teacher.checkpoint is needed for cutting the student from it"),
+        ('checkpoint = "small"', 'checkpoint = "small"\nlayers = 3', "[student] needs exactly one of"),
+        ('checkpoint = "small"', 'config = "c.json"', "student.tokenizer is missing"),
+        ("[student]", "[schedule]\nsteps = 0\n[student]", "key 'schedule.steps' (expected more than 0, found 0)"),
+        ("[student]", "[schedule]\nsteps = 1.5\n[student]", "(expected a whole number, found 1.5)"),
+        ("[student]", "[hardware]\ndevice = 'tpu'\n[student]", "expected 'auto' or 'cpu' or 'cuda' or 'mps'"),
+        ("[student]", "[blocks]\npreset = 'Q9'\n[student]", "unknown type 'Q9'"),
+        ("[student]", "[blocks]\n[student]", "key 'blocks.preset' is missing"),
+        ("[student]", "blocks = 3\n[student]", "key 'data.blocks'"),
+        ("[data]", "[data", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_recipe(write(tmp_path, SMALLEST.replace(old, new, 1)))
+    text = str(caught.value)
+    assert message.replace("key 'data.blocks'", "unknown key 'data.blocks'") in text
+    assert "\n" not in text
+
+
+def test_the_key_tells_what_decides_the_weights(tmp_path: Path) -> None:
+    one = read_recipe(write(tmp_path, SMALLEST))
+    assert read_recipe(write(tmp_path, SMALLEST + "[hardware]\nthreads = 1\n[report]\nseeds = [5]\n")).key == one.key
+    assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nseed = 5\n")).key != one.key
