@@ -99,17 +99,28 @@ def _lines(data: bytes, path: str | os.PathLike[str]) -> Iterator[tuple[int, lis
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            found = None
-        messages = found.get("messages") if isinstance(found, dict) else found
-        if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        messages = conversation(read_line(line))
+        if messages is None:
             raise InputError(
                 f"line {number} is no conversation", path=path,
                 expected='{"messages": [{"role": "user", "content": "..."}, ...]}',
             )  # fmt: skip
         yield number, messages
+
+
+def read_line(line: bytes) -> Any:
+    """The JSON value in a line; None when it is not JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def conversation(found: Any) -> list[dict[str, Any]] | None:
+    """The messages of a JSON value: a list of them, or an object with one under `messages`; None if it is neither."""
+    messages = found.get("messages") if isinstance(found, dict) else found
+    sound = isinstance(messages, list) and messages and all(map(_is_message, messages))
+    return messages if sound else None
 
 
 def _is_message(message: object) -> bool:

@@ -159,7 +159,7 @@ class Engine:
         """The model in a few words: architecture, parameters, type: `llama 1.2B Q4_K_M`."""
         architecture = self.file.metadata["general.architecture"].value
         parameters = sum(tensor.elements for tensor in self.file.tensors)
-        return f"{architecture} {_rounded(parameters)} {_type_name(self.file)}"
+        return f"{architecture} {_rounded(parameters)} {type_name(self.file)}"
 
     def sampler(self, settings: Any) -> Sampler:
         """A sampler for this vocabulary."""
@@ -283,7 +283,7 @@ def _rounded(count: int) -> str:
     return str(count)
 
 
-def _type_name(file: GGUFFile) -> str:
+def type_name(file: GGUFFile) -> str:
     """The preset that the file names, or the block type that holds most of its bytes."""
     entry = file.metadata.get("general.file_type")
     if entry is not None and isinstance(entry.value, int) and entry.value in set(LlamaFileType):

@@ -169,17 +169,23 @@ class Forward:
             room = -size
 
     def read(self, tokens: Tokens, first: int, last: int) -> Iterator[tuple[int, Logits]]:
+        """As `read_where`, for the positions `first:last`; yields the first of a batch's positions and their scores."""
+        wanted = np.zeros(len(tokens), np.bool_)
+        wanted[first:last] = True
+        for positions, scores in self.read_where(tokens, wanted):
+            yield int(positions[0]), scores
+
+    def read_where(self, tokens: Tokens, wanted: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], Logits]]:
         """Evaluate one chunk from an empty context and yield the scores batch by batch.
 
         It ends early after `interrupt`.
 
         Args:
             tokens: at most `chunk` of them; the first is replaced by `bos`.
-            first, last: scores of the positions `first:last` are wanted.
+            wanted: at which positions scores are wanted, shape (tokens,).
 
         Yields:
-            The first position and the scores of it and those after it, shape (positions, vocabulary size); they are
-            overwritten by the next batch.
+            Positions, and their scores, shape (positions, vocabulary size); they are overwritten by the next batch.
 
         Raises:
             EngineError: llama.cpp failed.
@@ -190,9 +196,8 @@ class Forward:
             part = tokens[start : start + self._batch.size].copy()
             if start == 0 and self.bos is not None:
                 part[0] = self.bos
-            low, high = max(first - start, 0), min(last - start, len(part))
-            batch = self._batch.filled(part, start, low, high)
-            code = self._llama.llama_decode(self._context, batch)
+            flags = wanted[start : start + len(part)]
+            code = self._llama.llama_decode(self._context, self._batch.filled(part, start, flags))
             if code == 2 or self._interrupted:
                 return
             if code:
@@ -200,8 +205,9 @@ class Forward:
                     f"llama.cpp failed to evaluate (code {code}): {LOG.reason() or 'no reason given'}",
                     path=self.file.path,
                 )
-            if low < high:
-                yield start + low, self._logits(high - low)
+            positions = np.flatnonzero(flags)
+            if len(positions):
+                yield start + positions, self._logits(len(positions))
 
     def _logits(self, positions: int) -> Logits:
         pointer = self._llama.llama_get_logits(self._context)
@@ -221,14 +227,13 @@ class _Batch:
         for i in range(size):
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
 
-    def filled(self, tokens: Tokens, start: int, low: int, high: int) -> Any:
-        """The batch with these tokens at positions from `start` on; scores of `low:high` are wanted."""
+    def filled(self, tokens: Tokens, start: int, wanted: NDArray[np.bool_]) -> Any:
+        """The batch with these tokens at positions from `start` on; scores are wanted where `wanted` says so."""
         count = len(tokens)
         self._batch.n_tokens = count
         self._tokens[:count] = tokens
         self._positions[:count] = np.arange(start, start + count)
-        self._wanted[:count] = 0
-        self._wanted[low:high] = 1
+        self._wanted[:count] = wanted
         return self._batch
 
     def close(self) -> None:

@@ -134,14 +134,69 @@ class Prompter:
             return None
         return self._vocabulary.tokenize_marked(now[end:], stand_ins.plain, continues=True)
 
-    def _render(self, hidden: Sequence[Message]) -> str:
+    def with_answers(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Tokens of a whole conversation, and which of them the assistant says.
+
+        Those are each answer's text, and the token that ends the answer where the template has one. Split as in a chat:
+        the prompt up to where the answer begins is tokenized by itself. What the template puts around answers, thoughts
+        that it drops and answers that it leaves out are nobody's words.
+
+        Raises:
+            TemplateFailure: the template refuses the conversation.
+        """
+        stand_ins = StandIns(self._dangerous)
+        hidden = [_hide(message, stand_ins) for message in messages]
+        marked = self._render(hidden, answer=False)
+        spans, at = [], 0
+        for number, message in enumerate(hidden):
+            words = message.content.strip()
+            start = marked.find(words[0], at) if message.role == "assistant" and words else -1
+            if start < 0:
+                continue
+            end = marked.find(words[-1], start) + 1
+            start = self._begin_of_answer(hidden[:number], marked[:start])
+            spans += [(marked[at:start], False), (marked[start : end + self._end_of_answer(marked[end:])], True)]
+            at += sum(len(text) for text, _ in spans[-2:])
+        return self._tokenized([*spans, (marked[at:], False)], stand_ins.plain)
+
+    def _begin_of_answer(self, before: Sequence[Message], marked: str) -> int:
+        """Where the assistant begins to speak: blanks before the answer are its own unless the prompt has them."""
+        try:
+            prompt = self._render(before, answer=True)
+        except TemplateFailure:
+            return len(marked)
+        own = marked.startswith(prompt) and not marked[len(prompt) :].strip()
+        return len(prompt) if own else len(marked)
+
+    def _end_of_answer(self, rest: str) -> int:
+        """Length of the blanks and the one token that end an answer, 0 when the template goes on without."""
+        words = rest.lstrip()
+        for name, token in self._vocabulary.specials.items():
+            if words.startswith(name) and self._vocabulary.ends(token):
+                return len(rest) - len(words) + len(name)
+        return 0
+
+    def _tokenized(self, spans: Sequence[tuple[str, bool]], plain: dict[int, int]) -> tuple[list[int], list[bool]]:
+        """Tokens of texts that follow each other, and the flag of the text that each came from."""
+        controls = set(self._vocabulary.specials.values())
+        tokens: list[int] = []
+        flags: list[bool] = []
+        for text, flag in spans:
+            continues = bool(tokens) and tokens[-1] not in controls
+            part = self._vocabulary.tokenize_marked(text, plain, continues=continues)
+            tokens += part
+            flags += [flag] * len(part)
+        whole = self._vocabulary.with_bos(tokens)
+        return whole, [False] * (len(whole) - len(tokens)) + flags
+
+    def _render(self, hidden: Sequence[Message], answer: bool = True) -> str:
         """Render in the first way that the template takes without losing a message."""
         assert self.template is not None
         failure: TemplateFailure | None = None
         for fold, as_parts, tools in product((False, True), (False, True), (None, ())):
             messages = _as_dicts(_folded(hidden) if fold else hidden, as_parts)
             try:
-                text = self.template.render(messages, answer=True, tools=tools)
+                text = self.template.render(messages, answer=answer, tools=tools)
             except TemplateFailure as error:
                 failure = failure or error
                 continue

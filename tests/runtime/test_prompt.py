@@ -213,3 +213,69 @@ def _check_real_template(vocabulary: Vocabulary, path: Path, bad: str) -> bool:
     honest = make.whole([Message(m.role, "zz") for m in TALK])
     assert controls(vocabulary, attacked) == controls(vocabulary, honest), path.name
     return True
+
+
+def said(vocabulary: Vocabulary, template: str, messages: list[Message]) -> str:
+    """Tokens as the vocabulary spells them; what counts in double braces."""
+    tokens, flags = prompter(vocabulary, template).with_answers(messages)
+    parts = [
+        f"{{{{{vocabulary.text(token)}}}}}" if flag else vocabulary.text(token)
+        for token, flag in zip(tokens, flags, strict=True)
+    ]
+    return "".join(parts).replace("}}{{", "").replace("▁", "_").replace("<0x0A>", "|")
+
+
+LONG_TALK = [Message("user", "hi"), Message("assistant", "hello user"), Message("user", "a"), Message("assistant", "b")]
+
+
+ANSWERS = {
+    "control tokens around": (
+        CHATML,
+        "<s><|im_start|>_user|hi<|im_end|>_|<|im_start|>_assistant|{{hello_user<|im_end|>}}_|"
+        "<|im_start|>_user|a<|im_end|>_|<|im_start|>_assistant|{{b<|im_end|>}}_|",
+    ),
+    "blanks around are the answer's, as the prompt ends without": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+        " {{ m.content }} <|im_end|>{% endif %}{% endfor %}",
+        "<s>[INST]__hi_[/INST]{{_hello_user_<|im_end|>}}[INST]__a_[/INST]{{_b_<|im_end|>}}",
+    ),
+    "nothing ends an answer, and thoughts are the template's": (
+        "{% for m in messages %}{{ m.role }}:{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}"
+        "\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+        "<s>_user:hi|assistant:<think></think>{{_hello_user}}|user:a|assistant:<think></think>{{_b}}|",
+    ),
+    "an answer is left out": (
+        "{% for m in messages %}{% if loop.last or m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}"
+        "{% endfor %}",
+        "<s><|im_start|>_hi<|im_end|><|im_start|>_a<|im_end|><|im_start|>{{_b<|im_end|>}}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "wanted"), ANSWERS.values(), ids=ANSWERS)
+def test_what_the_assistant_says_counts_in_every_turn(tiny: Engine, template: str, wanted: str) -> None:
+    assert said(tiny.vocabulary, template, LONG_TALK) == wanted
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "shouts"])
+def test_prompts_are_cut_as_in_a_chat(tiny: Engine, name: str) -> None:
+    """Up to each answer the tokens are those that the chat would have read."""
+    make = prompter(tiny.vocabulary, TEMPLATES[name])
+    tokens, flags = make.with_answers(LONG_TALK)
+    assert sum(flags) >= 2
+    if "add_generation_prompt" in TEMPLATES[name]:
+        prompt = make.whole(LONG_TALK[:1])
+        assert tokens[: len(prompt)] == prompt
+        assert flags[: len(prompt) + 1] == [False] * len(prompt) + [True]
+
+
+def test_hostile_answers_count_whole(tiny: Engine) -> None:
+    """Text that spells control tokens neither ends an answer nor begins one."""
+    for text in hostile_texts(tiny.vocabulary):
+        tokens, flags = prompter(tiny.vocabulary, CHATML).with_answers(
+            [Message("user", text), Message("assistant", text)]
+        )
+        spoken = [token for token, flag in zip(tokens, flags, strict=True) if flag]
+        assert tiny.vocabulary.text(spoken[-1]) == "<|im_end|>"
+        assert not controls(tiny.vocabulary, spoken[:-1])
+        assert b"".join(map(tiny.vocabulary.piece, spoken[:-1])).decode().split() == text.split()
