@@ -14,6 +14,7 @@ from gguforge.quant.blocks import REGISTRY
 from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.errors import InputError
 from gguforge.quant.metadata import Value, boolean, float32, string, uint32
+from gguforge.quant.rule_tables import RuleTable
 from gguforge.quant.rules import Overrides
 
 TRUTH = {"true": True, "false": False}
@@ -60,6 +61,7 @@ def parse_overrides(
     embedding: str | None = None,
     keep_output: bool = False,
     pure: bool = False,
+    table: RuleTable | None = None,
 ) -> Overrides:
     """The overrides that command-line words, and the words of a file, stand for."""
     listed = [*words, *(Path(file).read_text(encoding="utf-8").split() if file is not None else [])]
@@ -69,6 +71,7 @@ def parse_overrides(
         output=None if output is None else parse_type(output),
         embedding=None if embedding is None else parse_type(embedding),
         patterns=tuple(map(parse_pattern, listed)),
+        table=table,
     )
 
 

@@ -11,7 +11,8 @@ from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.mixes import Mix
 from gguforge.quant.model import Model
 from gguforge.quant.presets import UNQUANTIZED, Preset
-from gguforge.quant.roles import Role, is_quantizable, role
+from gguforge.quant.roles import Role, is_quantizable, layer, role
+from gguforge.quant.rule_tables import RuleTable, Situation
 
 FALLBACKS = {
     **dict.fromkeys((T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S, T.IQ4_XS), T.IQ4_NL),
@@ -47,6 +48,7 @@ class Overrides:
         keep_output: leave `output.weight` as it is.
         output, embedding: types of the output head and of the token embedding.
         patterns: regular expressions with the type of the tensors whose names they are found in; the first one counts.
+        table: rules that go before those of the preset's mix.
     """
 
     pure: bool = False
@@ -54,6 +56,7 @@ class Overrides:
     output: T | None = None
     embedding: T | None = None
     patterns: tuple[tuple[re.Pattern[str], T], ...] = ()
+    table: RuleTable | None = None
 
 
 NEED_IMPORTANCE = frozenset({T.IQ3_XXS, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ1_M, T.IQ1_S})
@@ -83,7 +86,7 @@ class TypeChooser:
         overrides: Overrides = Overrides(),
         importance: bool = False,
     ) -> None:
-        self.preset, self.model, self.overrides = preset, model, overrides
+        self.preset, self.model, self.overrides, self.importance = preset, model, overrides, importance
         self.mix = Mix(preset, model, names, importance)
 
     def choose(self, name: str, shape: Sequence[int], current: T) -> Choice:
@@ -92,10 +95,10 @@ class TypeChooser:
             return Choice(current, "kept: no quantizable weight matrix")
         if name == "output.weight" and self.overrides.keep_output:
             return Choice(current, "kept: as asked")
-        wanted, reason = self._wanted(name, shape)
+        wanted, reason = self._wanted(name, shape, current)
         return self._fit(wanted, shape[-1], reason)
 
-    def _wanted(self, name: str, shape: Sequence[int]) -> tuple[T, str]:
+    def _wanted(self, name: str, shape: Sequence[int], current: T) -> tuple[T, str]:
         named = next((type for pattern, type in self.overrides.patterns if pattern.search(name)), None)
         match role(name):
             case Role.TOKEN_EMBEDDING if self.overrides.embedding is not None:
@@ -111,7 +114,11 @@ class TypeChooser:
             return self.preset.base, "base type"
         if self.overrides.output is not None and self.mix.tied and role(name) is Role.TOKEN_EMBEDDING:
             return self.overrides.output, "output type as asked, for the embedding that serves as output head"
-        return self.mix.choose(name, shape)
+        usual = self.mix.choose(name, shape)
+        if self.overrides.table is None:
+            return usual
+        situation = Situation(name, layer(name), self.model, self.preset, self.mix.tied, self.importance)
+        return self.overrides.table.choose(situation, usual, current)
 
     def _fit(self, wanted: T, row_length: int, reason: str) -> Choice:
         if row_length % GGML_QUANT_SIZES[wanted][0] == 0:
