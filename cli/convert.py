@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguforge.cli.rules import rules_option
 from gguforge.cli.writing import Writing, writing_options
 
 if TYPE_CHECKING:
@@ -21,8 +22,11 @@ TYPES = (
 @click.option("-t", "--type", "type_name", default="AUTO", show_default=True, help="The type or preset, e.g. Q4_K_M.")
 @click.option("--model-name", help="The model's name, instead of the one the checkpoint gives.")
 @click.option("--pre", help="llama.cpp's name of the pre-tokenizer, where tokenizer.json does not tell.")
+@rules_option
 @writing_options
-def command(checkpoint: str, type_name: str, model_name: str | None, pre: str | None, writing: Writing) -> None:
+def command(
+    checkpoint: str, type_name: str, model_name: str | None, pre: str | None, rules: str, writing: Writing
+) -> None:
     """Convert the Hugging Face checkpoint in the folder CHECKPOINT.
 
     Reads config.json, *.safetensors and the tokenizer; torch and transformers are not needed. Quantized types are made
@@ -35,9 +39,10 @@ def command(checkpoint: str, type_name: str, model_name: str | None, pre: str | 
       gguforge convert path/to/checkpoint --type Q6_K --dry-run
     """
     from gguforge.convert import default_file_name, plan
+    from gguforge.quant.rule_files import find_rules
 
     remarks: list[str] = []
-    made = plan(checkpoint, type_name, pre=pre, model_name=model_name, warn=remarks.append)
+    made = plan(checkpoint, type_name, pre=pre, model_name=model_name, rules=find_rules(rules), warn=remarks.append)
     for remark in remarks:
         click.echo(f"warning: {remark}", err=True)
     label = file_type_name(made)

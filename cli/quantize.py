@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gguforge.cli.common import gathered
+from gguforge.cli.rules import print_rules_option, rules_option
 from gguforge.cli.writing import Writing, writing_options
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Wishes:
     embedding_type: str | None
     keep_output: bool
     pure: bool
+    rules: str
     pairs: tuple[str, ...]
     layers: tuple[str, ...]
     keep_split: bool
@@ -57,6 +59,7 @@ class Wishes:
     click.option("--token-embedding-type", "embedding_type", metavar="TYPE", help="The type of the token embedding."),
     click.option("--leave-output-tensor", "keep_output", is_flag=True, help="Leave output.weight as it is."),
     click.option("--pure", is_flag=True, help="One type for all tensors, no mix."),
+    rules_option,
     click.option(
         "--override-kv", "pairs", multiple=True, metavar="KEY=TYPE:VALUE", help="Set metadata (int, float, bool, str)."
     ),
@@ -69,6 +72,7 @@ class Wishes:
     click.option("--explain", is_flag=True, help="Print for each tensor the rule that chose its type."),
     click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already: it loses twice."),
 )
+@print_rules_option
 @writing_options
 def command(model: str, wishes: Wishes, writing: Writing) -> None:
     """Quantize the GGUF file MODEL, byte for byte as llama-quantize does.
@@ -81,6 +85,7 @@ def command(model: str, wishes: Wishes, writing: Writing) -> None:
       gguforge quantize model-bf16.gguf --type IQ2_XS --imatrix imatrix.gguf
       gguforge quantize model-f16.gguf --type Q4_K_S --tensor-type 'ffn_down=Q6_K'
       gguforge quantize model-f16.gguf --type Q2_K --dry-run --explain
+      gguforge quantize mixture-f16.gguf --type Q4_K_M --rules modern
       gguforge quantize model-f16-00001-of-00003.gguf --type Q4_K_M --keep-split
       gguforge quantize model-00001-of-00003.gguf --type COPY -o model.gguf
     """
@@ -102,6 +107,7 @@ def make_plans(model: str, preset: Preset, wishes: Wishes, writing: Writing) -> 
     from gguforge.quant.overrides import parse_overrides, parse_pairs
     from gguforge.quant.pruning import parse_layers
     from gguforge.quant.quantize import plan_of_file, retype
+    from gguforge.quant.rule_files import find_rules
     from gguforge.quant.splits import divide_like, read_model
 
     overrides = parse_overrides(
@@ -111,6 +117,7 @@ def make_plans(model: str, preset: Preset, wishes: Wishes, writing: Writing) -> 
         embedding=wishes.embedding_type,
         keep_output=wishes.keep_output,
         pure=wishes.pure,
+        table=find_rules(wishes.rules),
     )
     file = read_model(model)
     plan = retype(

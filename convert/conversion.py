@@ -26,6 +26,8 @@ from gguforge.quant.metadata import Value, boolean, string, uint32
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.presets import find_preset
 from gguforge.quant.quantize import retype
+from gguforge.quant.rule_tables import RuleTable
+from gguforge.quant.rules import Overrides
 from gguforge.quant.sources import FileSource, Source
 from gguforge.quant.writer import write
 
@@ -49,6 +51,7 @@ def plan(
     *,
     pre: str | None = None,
     model_name: str | None = None,
+    rules: RuleTable | None = None,
     warn: Warn = log.warning,
 ) -> Plan:
     """Plan the GGUF file of a checkpoint from headers alone.
@@ -59,6 +62,7 @@ def plan(
             case does not matter. Quantized weights come straight from the stored ones, with no 16-bit step between.
         pre: name of the pre-tokenizer, where tokenizer.json does not tell.
         model_name: the model's name, instead of the one the checkpoint gives.
+        rules: a table that goes before llama.cpp's rules for the preset.
         warn: receives one line for everything that may make the model answer differently from the original.
 
     Raises:
@@ -79,7 +83,7 @@ def plan(
     tensors = _tensors(architecture, config, folder, float_type, warn)
     metadata = _metadata(architecture, config, folder, tensors, float_type, pre, model_name, warn)
     made = Plan(metadata, tensors)
-    return made if preset is None or as_is else retype(made, preset)
+    return made if preset is None or as_is else retype(made, preset, overrides=Overrides(table=rules))
 
 
 def convert(
@@ -89,6 +93,7 @@ def convert(
     type: str = "AUTO",
     pre: str | None = None,
     model_name: str | None = None,
+    rules: RuleTable | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -101,14 +106,14 @@ def convert(
         workers: processes; None for the writer's choice.
         overwrite: replace an existing output.
         progress: receives the bytes written since its last call.
-        checkpoint, type, pre, model_name, warn: as in `plan`.
+        checkpoint, type, pre, model_name, rules, warn: as in `plan`.
 
     Raises:
         CheckpointError, InputError: as in `plan`.
         DataError: a weight is NaN or infinite.
         OutputError: the output exists, or cannot be written.
     """
-    made = plan(checkpoint, type, pre=pre, model_name=model_name, warn=warn)
+    made = plan(checkpoint, type, pre=pre, model_name=model_name, rules=rules, warn=warn)
     write(made, output, workers=workers, overwrite=overwrite, progress=progress)
     return made
 
