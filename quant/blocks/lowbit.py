@@ -11,7 +11,7 @@ import numpy as np
 
 from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, block_mean, f2, u1
 from gguforge.quant.blocks.kquants import pack_2bit, unpack_2bit
-from gguforge.quant.blocks.legacy import reciprocal, round_half_away
+from gguforge.quant.blocks.legacy import reciprocal, round_half_away, settle
 from gguforge.quant.constants import GGMLQuantizationType as T
 
 u8 = np.uint8
@@ -22,7 +22,7 @@ def trits(x: Floats) -> tuple[Floats, Bytes]:
     """The largest magnitude of each block, and each weight as 0, 1 or 2: that much below, near or above zero."""
     d = np.abs(x).max(axis=1, keepdims=True)
     inverse = reciprocal(d)
-    return d, (round_half_away(x * inverse, inverse) + 1).astype(np.uint8)
+    return d, (round_half_away(settle(x * inverse, inverse)) + 1).astype(np.uint8)
 
 
 class Q1_0(Block, type=T.Q1_0, size=128, d=f2, qs=(u1, 16)):
