@@ -30,17 +30,17 @@ _PER_COUNTER = 4  # 64-bit numbers that Philox makes from one value of its count
 Doubles = NDArray[np.float64]
 
 
-def uniforms(seed: int, input_ids: Ids, draws: int, how: Draws) -> Doubles:
-    """Random numbers in [0, 1) for every position of a document, shape (tokens, draws).
+def uniforms(seed: int, input_ids: Ids, draws: int, how: Draws, stream: int = 0) -> Doubles:
+    """Random numbers in [0, 1) for every position of a document, shape (tokens, draws); another stream gives others.
 
     "independent": each for itself. "stratified": number j lies in [j / draws, (j + 1) / draws), which keeps every
     token's average and makes it vary less.
     """
-    digest = hashlib.sha256(seed.to_bytes(8, "little") + input_ids.astype("<i4").tobytes()).digest()
-    stream = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    digest = hashlib.sha256(np.array([seed, stream], "<u8").tobytes() + input_ids.astype("<i4").tobytes()).digest()
+    counter = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
     width = -(-draws // _PER_COUNTER) * _PER_COUNTER
-    numbers = stream.random_raw(len(input_ids) * width).reshape(-1, width)[:, :draws]
-    inside = (numbers >> np.uint64(11)) * 2.0**-53
+    numbers = counter.random_raw(len(input_ids) * width).reshape(-1, width)[:, :draws]
+    inside = (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return inside if how == "independent" else (np.arange(draws) + inside) / draws
 
 
@@ -75,7 +75,8 @@ def pick(masses: Masses, at: Doubles) -> Ids:
     for step in _HALVES:  # binary search for the first place whose sum is above
         further = inner[back, place + step - 1] <= wanted
         place += step * further
-    return (block * BLOCK + place).astype(np.int32)
+    ids: Ids = (block * BLOCK + place).astype(np.int32)
+    return ids
 
 
 def counted(ids: Ids) -> tuple[NDArray[np.int64], Ids, Ids]:

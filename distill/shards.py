@@ -32,7 +32,7 @@ from gguforge.quant.errors import InputError
 
 Kind = Literal["sampled", "top-k", "full"]
 KINDS: tuple[Kind, ...] = ("sampled", "top-k", "full")
-MAX_DRAWS = 1 << 14  # id * draws + count - 1 fits 32 bits for any vocabulary below 2^18
+MAX_ENTRY = 1 << 32  # vocabulary * draws may not be more: an entry has at most 32 bits
 
 Ids = NDArray[np.int32]
 Halfs = NDArray[np.float16]
@@ -89,6 +89,13 @@ class Rows:
         """Several behind each other; at least one."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
+    @classmethod
+    def none(cls, layout: Layout) -> Rows:
+        """No rows of this layout."""
+        ids, floats = np.empty(0, np.int32), np.empty(0, np.float32)
+        halfs = np.empty((0, layout.vocabulary) if layout.kind == "full" else 0, np.float16)
+        return cls(np.empty(0, np.int64), ids, ids, halfs, floats, floats, floats)
+
 
 @dataclass(frozen=True, eq=False)
 class Scored:
@@ -131,7 +138,7 @@ class Document:
 def write_shard(
     path: Path, documents: Sequence[Scored], layout: Layout, remarks: Mapping[str, str], *, overwrite: bool = False
 ) -> None:
-    """Write documents, at least one.
+    """Write documents.
 
     Raises:
         OutputError: the file exists, or does not fit on the disk.
@@ -139,11 +146,14 @@ def write_shard(
     for document in documents:
         assert not document.loss_mask[0]
         assert len(document.rows.lengths) == len(predicting(document.loss_mask))
-    rows = Rows.joined([document.rows for document in documents])
+    rows = Rows.joined([Rows.none(layout), *(document.rows for document in documents)])
     sizes = [len(document.input_ids) for document in documents]
+    nothing = np.empty(0, np.uint8)
     arrays: dict[str, Array] = {
-        "input_ids": np.concatenate([document.input_ids for document in documents]).astype(_id_type(layout)),
-        "loss_mask": np.concatenate([document.loss_mask for document in documents]).astype(np.uint8),
+        "input_ids": np.concatenate([nothing, *(document.input_ids for document in documents)]).astype(
+            _id_type(layout)
+        ),
+        "loss_mask": np.concatenate([nothing, *(document.loss_mask for document in documents)]).astype(np.uint8),
         "doc_start": np.cumsum([0, *sizes]).astype(np.uint32),
         "next_log_prob": _halfs(rows.next_log_prob),
         "lse": _halfs(rows.lse),
@@ -275,10 +285,8 @@ def _check_types(path: Path, arrays: Mapping[str, Array], layout: Layout) -> Non
 
 def _check_documents(path: Path, starts: NDArray[np.int64], arrays: Mapping[str, Array]) -> None:
     mask, tokens = arrays["loss_mask"], len(arrays["input_ids"])
-    sound = (
-        len(starts) >= 2 and starts[0] == 0 and starts[-1] == tokens == len(mask) and bool((np.diff(starts) > 0).all())
-    )
-    if not sound or mask.max() > 1 or mask[starts[:-1]].any():
+    sound = len(starts) >= 1 and starts[0] == 0 and starts[-1] == tokens == len(mask)
+    if not sound or not (np.diff(starts) > 0).all() or mask.max(initial=0) > 1 or mask[starts[:-1]].any():
         raise InputError("documents and tokens do not fit together", path=path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from gguforge.cli import distill
 from gguforge.cli.main import COMMANDS, cli
 
 PAGE = Path(__file__).parent / "help.md"
@@ -17,7 +18,7 @@ PAGE = Path(__file__).parent / "help.md"
 def help_pages() -> str:
     """All help pages as Markdown."""
     parts = ["# Commands", "Made by docs/make_help.py from the command line itself."]
-    for words in ([], *([name] for name in COMMANDS)):
+    for words in ([], *([name] for name in COMMANDS), *(["distill", name] for name in distill.COMMANDS)):
         title = " ".join(["gguforge", *words])
         result = CliRunner().invoke(cli, [*words, "--help"], prog_name="gguforge", terminal_width=100)
         assert result.exit_code == 0, result.output

@@ -1,0 +1,22 @@
+"""`gguforge distill`: a group; each of its commands lives in cli/distill_<name>.py."""
+
+from __future__ import annotations
+
+import click
+
+from gguforge.cli.lazy import LazyGroup
+
+COMMANDS = {
+    "collect": "Write down what a teacher expects after every token of a text: soft targets.",
+}
+"""Every command of the group with its one-line help."""
+
+
+@click.group("distill", cls=LazyGroup, table=COMMANDS, modules="gguforge.cli.distill_")
+def command() -> None:
+    """Make a small model from a large one.
+
+    \b
+    Examples:
+      gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/
+    """

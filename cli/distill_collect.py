@@ -1,0 +1,147 @@
+"""`gguforge distill collect`: soft targets from teachers and text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gguforge.cli.common import in_words, quiet_option
+
+if TYPE_CHECKING:
+    from gguforge.distill.collect import Collected, Progress
+
+
+def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    """`2/4`: the second of four."""
+    number, _, count = value.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise click.BadParameter("give it as 2/4: the second of four", ctx, param)
+    return int(number), int(count)
+
+
+@click.command("collect")
+@click.argument("teachers", nargs=-1, required=True, metavar="TEACHER...")
+@click.option("-f", "--file", "text", type=click.Path(), multiple=True, required=True,
+              help="The text; .jsonl holds texts or conversations, one a line. May be repeated.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(), required=True, help="The folder for the targets.")
+@click.option("-n", "--draws", type=click.IntRange(1, 65536), default=50, show_default=True,
+              help="Tokens drawn from the teacher's distribution, for each token of text.")  # fmt: skip
+@click.option("--stratified", is_flag=True, help="Spread the draws evenly over the distribution: less noise.")
+@click.option("--top-k", type=click.IntRange(1, 65536), help="Keep the most probable tokens instead: biased.")
+@click.option("--full", is_flag=True, help="Keep every token's probability instead: large.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
+@click.option("--temperature", type=click.FloatRange(0.01, 100), default=1.0, show_default=True,
+              help="Divide the teacher's scores by this.")  # fmt: skip
+@click.option("-c", "--context", type=click.IntRange(2), default=512, show_default=True,
+              help="Tokens of a document at most.")  # fmt: skip
+@click.option("--weight", "weights", type=click.FloatRange(0, min_open=True), multiple=True,
+              help="A teacher's share of the mixture, in their order.  [default: equal]")  # fmt: skip
+@click.option(
+    "--shard", metavar="I/N", callback=_shard, default="1/1", help="Make every n-th shard only, from the i-th on."
+)
+@click.option("--shard-bytes", type=click.IntRange(1), help="Text of a shard.  [default: 262144; 8192 with --full]")
+@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was collected as JSON.")
+@quiet_option
+def command(
+    teachers: tuple[str, ...],
+    text: tuple[str, ...],
+    output: str,
+    draws: int,
+    stratified: bool,
+    top_k: int | None,
+    full: bool,
+    weights: tuple[float, ...],
+    shard: tuple[int, int],
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Read text through TEACHER and keep what it expects after every token, for a student to learn from.
+
+    By default 50 tokens are drawn from each distribution: right on average, in about 45 bytes a token. Run the same
+    command again to go on with a run that was stopped. Several teachers with one tokenizer are mixed.
+
+    \b
+    Examples:
+      gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/
+      gguforge distill collect teacher-f16.gguf -f chats.jsonl -c 2048 -o targets/
+      gguforge distill collect code.gguf prose.gguf --weight 2 --weight 1 -f text.txt -o targets/
+      gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/ --shard 1/2   # 2/2 on the other laptop
+    """
+    if (top_k is not None) + full + stratified > 1:
+        raise click.UsageError("--top-k, --full and --stratified exclude each other.")
+    if weights and len(weights) != len(teachers):
+        raise click.UsageError(f"Give --weight once for each of the {len(teachers)} teachers.")
+    from gguforge.distill.collect import Settings, collect
+    from gguforge.distill.teachers.open import TeacherSource
+
+    kind, size = ("top-k", top_k) if top_k else ("full", 0) if full else ("sampled", draws)
+    chosen = Settings(kind=kind, size=size, draws="stratified" if stratified else "independent", **settings)  # type: ignore[arg-type]
+    sources = [
+        TeacherSource(teacher, weight, threads)
+        for teacher, weight in zip(teachers, weights or [1.0] * len(teachers), strict=True)
+    ]
+    with _bar(quiet) as progress:
+        done = collect(sources, text, output, chosen, shard=shard, progress=progress)
+    if as_json:
+        click.echo(json.dumps({"output": output, **described(done)}))
+    elif not quiet:
+        click.echo(report(done, output))
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar on stderr that counts bytes of text and shows tokens a second; none when stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no watching thread
+    with tqdm(desc="collect", unit="B", unit_scale=True, unit_divisor=1024, leave=False) as bar:
+
+        def update(state: Progress) -> None:
+            bar.total = state.total
+            bar.set_postfix_str(f"{state.tokens / max(state.seconds, 1e-9):.0f} tokens/s", refresh=False)
+            bar.update(state.done - bar.n)
+
+        yield update
+
+
+def described(done: Collected) -> dict[str, Any]:
+    """The facts that `--json` prints."""
+    return {
+        "key": done.manifest.key,
+        "shards": {"made": done.made, "kept": done.kept, "missing": done.missing},
+        "tokens": done.tokens,
+        "rows": done.rows,
+        "bytes": done.nbytes,
+        "bytes_per_token": round(done.nbytes / max(1, done.tokens), 2),
+        "teacher_loss": done.teacher_loss,
+        "tokens_read": done.last.tokens,
+        "seconds": round(done.last.seconds, 3),
+    }
+
+
+def report(done: Collected, output: str) -> str:
+    """For people: what is there, what the teacher thinks of the text, and what is missing."""
+    each = done.nbytes / max(1, done.tokens)
+    lines = [
+        f"{output}: {done.made + done.kept} shards ({done.made} new), {done.tokens:,} tokens of which {done.rows:,} "
+        f"count, {in_words(done.nbytes)}, {each:.1f} bytes a token",
+        f"teacher: {done.teacher_loss:.4f} nats a token",
+    ]
+    if done.last.tokens:
+        lines[1] += f"; {done.last.tokens / max(done.last.seconds, 1e-9):,.0f} tokens/s"
+    if done.missing:
+        lines.append(f"{done.missing} of {done.manifest.shards} shards are still to be made")
+    if done.manifest.biased:
+        lines.append("top-k targets are biased: --draws gives unbiased ones")
+    return "\n".join(lines)

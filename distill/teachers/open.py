@@ -1,0 +1,38 @@
+"""Opens a teacher by what the user gave: a GGUF file, a checkpoint's folder, or the address of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguforge.distill.teachers.base import Teacher
+from gguforge.quant.errors import InputError
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where a teacher is, and how to run it.
+
+    Attributes:
+        place: a GGUF file or a checkpoint's folder.
+        weight: its share of a mixture.
+        threads: None for the physical cores.
+    """
+
+    place: str
+    weight: float = 1.0
+    threads: int | None = None
+
+
+def open_teacher(source: TeacherSource, context: int) -> Teacher:
+    """Open a teacher for documents of at most `context` tokens.
+
+    Raises:
+        GGUForgeError: it is missing, damaged, or does not fit the memory.
+    """
+    path = Path(source.place)
+    if path.is_file():
+        from gguforge.distill.teachers.gguf import GGUFTeacher
+
+        return GGUFTeacher.open(path, context=context, threads=source.threads)
+    raise InputError("no such teacher", path=source.place, expected="a GGUF file")
