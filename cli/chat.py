@@ -60,7 +60,7 @@ def command(
     """
     from gguforge.runtime.chat import ChatSession
     from gguforge.runtime.engine import Engine
-    from gguforge.runtime.interrupt import exit_on_sigterm
+    from gguforge.runtime.interrupt import exit_on_signals
     from gguforge.runtime.sampling import Sampling, unsupported_settings
     from gguforge.runtime.terminal import make_lenient, run_chat
 
@@ -68,7 +68,7 @@ def command(
     if text is None and as_json:
         raise click.UsageError("--json needs a prompt: give -p, or pipe one in.")
     make_lenient(sys.stdout, sys.stderr)
-    with exit_on_sigterm(), Engine.open(model, context=context, threads=threads, verbose=verbose) as engine:
+    with exit_on_signals(), Engine.open(model, context=context, threads=threads, verbose=verbose) as engine:
         click.echo(_describe(engine), err=True)
         for key in unsupported_settings(engine.file.metadata):
             click.echo(f"note: the file asks for {key}, which is not supported here.", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import click
 
 from gguforge.cli.common import Command, gathered, progress_bar, quiet_option
 from gguforge.cli.output import Output
+from gguforge.quant.errors import printable
 
 if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
@@ -91,8 +93,15 @@ class Writing:
 
         start = time.perf_counter()
         with progress_bar(output.size, output.label, self.quiet) as progress:
-            write_all(output.files, workers=self.workers, overwrite=self.overwrite, progress=progress)
+            write_all(output.files, workers=self.workers, overwrite=self.overwrite, progress=progress, say=self._remark)
         return time.perf_counter() - start
+
+    def _remark(self, line: str) -> None:
+        """Print a line on stderr, above the bar if there is one."""
+        from tqdm import tqdm
+
+        if not self.quiet:
+            tqdm.write(printable(line), file=sys.stderr)
 
 
 def writing_options(command: Command) -> Command:

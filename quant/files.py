@@ -1,21 +1,24 @@
 """Files that appear whole or not at all.
 
 The bytes go to `NAME.part` beside the target: preallocated, so that a full disk is found at second 0 and not at the
-end; synced; checked; renamed. While a run lives it holds a lock on the part file; what a killed run leaves behind is
-taken over by the next one. Every system call that some laptop lacks has a fallback here.
+end; synced; checked; renamed. While a run lives it holds a lock on the part file; what a stopped run leaves behind is
+taken over by the next one, which goes on from there if a journal says how far it came. Every system call that some
+laptop lacks has a fallback here; without file locks (Windows) nothing is taken over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gguforge.quant.errors import InputError, OutputError
+from gguforge.quant.errors import DataError, InputError, OutputError
+from gguforge.quant.journal import Journal, Record
 
 fcntl: Any
 try:
@@ -28,47 +31,127 @@ REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that can only be about the output, never about an input."""
 
 
+@dataclasses.dataclass
+class Part:
+    """A file that is being written.
+
+    Attributes:
+        path: where its bytes go until it is whole.
+        journal: what is known to be done.
+        records: what a stopped run of the same work left done; it is for the user of the block to check.
+        stale: whether a stopped run left another work here, which is lost now.
+        done: how much is done, in words, once that is worth keeping when the run is stopped.
+    """
+
+    path: Path
+    journal: Journal
+    records: list[Record]
+    stale: bool = False
+    done: str = ""
+
+    def begin(self, records: Sequence[Record], fingerprint: str) -> None:
+        """Go on from these records, which have proved true."""
+        self.records = list(records)
+        self.journal.begin(fingerprint, records)
+
+    def record(self, position: int, digest: str, done: str) -> None:
+        """Sync the data, then write down that the bytes up to `position` are final; `done` tells the user so."""
+        descriptor = os.open(self.path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.journal.append(Record(position, digest))
+        if not self.done:
+            sync_directory(self.path.parent)
+        self.done = done
+
+
 @contextlib.contextmanager
 def replacing(target: Path, size: int, overwrite: bool = False) -> Iterator[Path]:
     """A part file of `size` zero bytes to fill; it takes the target's name when the block ends well, and goes when not.
 
     Raises:
         OutputError: the target exists (and `overwrite` is off) or is no place for a file, the disk is too small,
-            or another run is writing the same target.
+            another run is writing the same target, or somebody else's file has the part file's name.
         OSError: what the operating system refuses later on.
+    """
+    with resumable(target, size, "", overwrite) as part:
+        yield part.path
+
+
+@contextlib.contextmanager
+def resumable(target: Path, size: int, fingerprint: str, overwrite: bool = False) -> Iterator[Part]:
+    """As `replacing`; but what is recorded in the journal is kept when the run is stopped, for the next one.
+
+    Args:
+        target, size, overwrite: see `replacing`.
+        fingerprint: names the work; what another work left is not used. Empty for work that is not resumed.
+
+    Raises:
+        OutputError, OSError: see `replacing`.
     """
     target = Path(os.path.realpath(target))
     check_target(target, overwrite)
-    part = part_of(target)
-    descriptor = _claim(part)
+    part = Part(part_of(target), Journal(part_of(target)), [])
+    ours = part.journal.exists()
+    descriptor = _claim(part.path)
     with contextlib.ExitStack() as claim:
         claim.callback(os.close, descriptor)
+        if os.fstat(descriptor).st_size and not ours and not part.journal.exists():
+            raise OutputError(
+                "this file is in the way: it is no part file of ours",
+                path=part.path,
+                remedy="Move it away, or write to another name.",
+            )
         try:
-            os.truncate(descriptor, 0)
-            preallocate(descriptor, part, size)
+            _prepare(part, descriptor, size, fingerprint)
             yield part
-            found = os.fstat(descriptor).st_size
-            if found != size:
-                raise OutputError(
-                    "file changed its size while it was written",
-                    path=part,
-                    expected=f"{size} bytes",
-                    found=f"{found}",
-                )
-            os.fsync(descriptor)
+            _finish(part, descriptor, size)
             check_target(target, overwrite)  # again: it may have come into being meanwhile
             if fcntl is None:
                 claim.close()  # Windows renames no open file; elsewhere the lock is held until the name is gone
-            os.replace(part, target)
+            os.replace(part.path, target)
+            part.journal.path.unlink(missing_ok=True)
         except BaseException as error:
             if fcntl is None:
                 claim.close()
-            with contextlib.suppress(OSError):
-                part.unlink()
+            _keep_or_remove(part, error)
             if isinstance(error, OSError) and error.filename is None and error.errno in REFUSED_WRITES:
                 error.filename = os.fspath(target)
             raise
     sync_directory(target.parent)
+
+
+def _prepare(part: Part, descriptor: int, size: int, fingerprint: str) -> None:
+    """Take over what a stopped run of the same work left, or make `size` zero bytes."""
+    if os.fstat(descriptor).st_size == size:
+        part.records = part.journal.records(fingerprint)
+    if not part.records:
+        part.stale = part.journal.is_of_another(fingerprint)
+        os.truncate(descriptor, 0)  # before the journal says so: never may it speak of another work's data
+        part.journal.begin(fingerprint)
+        preallocate(descriptor, part.path, size)
+
+
+def _finish(part: Part, descriptor: int, size: int) -> None:
+    found = os.fstat(descriptor).st_size
+    if found != size:
+        raise OutputError(
+            "file changed its size while it was written", path=part.path, expected=f"{size} bytes", found=f"{found}"
+        )
+    os.fsync(descriptor)
+
+
+def _keep_or_remove(part: Part, error: BaseException) -> None:
+    """What is recorded is kept, unless the error says that going on is of no use."""
+    if part.done and fcntl is not None and not isinstance(error, InputError | DataError | OutputError):
+        if not getattr(error, "__notes__", None):  # of several files, one line is enough
+            error.add_note(f"{part.path} keeps {part.done}: the same command goes on from there.")
+        return
+    with contextlib.suppress(OSError):
+        part.path.unlink()
+        part.journal.path.unlink()
 
 
 def part_of(target: Path) -> Path:

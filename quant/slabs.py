@@ -48,11 +48,22 @@ def slabs(plan: Plan) -> Iterator[Slab]:
                 yield Slab(index, start, min(end, start + step))
 
 
+def end(plan: Plan, slab: Slab) -> int:
+    """The byte of the file behind a slab."""
+    return len(plan.header) + plan.offsets[slab.index] + slab.stop * plan.tensors[slab.index].row_bytes
+
+
+def unfinished(plan: Plan, begin: int) -> list[Slab]:
+    """The slabs that do not end at or before byte `begin` of the file."""
+    return [slab for slab in slabs(plan) if end(plan, slab) > begin]
+
+
 class Filler:
     """One worker's open files, and the act of filling a slab of a plan into a part file."""
 
-    def __init__(self, plan: Plan, part: Path) -> None:
-        self.plan, self.data_offset, self.work = plan, len(plan.header), list(slabs(plan))
+    def __init__(self, plan: Plan, part: Path, begin: int = 0) -> None:
+        """`begin`: what ends before this byte of the file is done."""
+        self.plan, self.data_offset, self.work = plan, len(plan.header), unfinished(plan, begin)
         self.target = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
         self.inputs: dict[str, int] = {}
 

@@ -1,28 +1,32 @@
 """Executes a plan: several workers fill the tensors in at their known offsets, slab by slab.
 
-The header is written last: a file cut at any moment is no GGUF file.
+The header is written last: a file cut at any moment is no GGUF file. What a stopped run had done is used by the next.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from gguforge.quant.blocks import block_type
 from gguforge.quant.errors import OutputError
-from gguforge.quant.files import part_of, replacing, write_at
+from gguforge.quant.files import part_of, resumable, write_at
+from gguforge.quant.following import Follower, Say, fingerprint
 from gguforge.quant.plan import Plan, dimensions_on_disk
 from gguforge.quant.reader import read_gguf
-from gguforge.quant.slabs import ENCODE_SLAB, Filler, naming, slabs
+from gguforge.quant.slabs import ENCODE_SLAB, Filler, end, naming, unfinished
 from gguforge.quant.workers import Team, processors
 
 BASE_MEMORY = 60 << 20  # bytes of an idle process with NumPy loaded
 SLAB_MEMORY = 24 << 20  # bytes a worker needs beyond that, for one slab of ordinary rows
 
 Progress = Callable[[int], None]
+log = logging.getLogger("gguforge.quant")
 
 
 def default_workers(plan: Plan) -> int:
@@ -38,6 +42,19 @@ def peak_memory(plan: Plan, workers: int | None = None) -> int:
     return workers * (BASE_MEMORY + SLAB_MEMORY * max(1, longest // ENCODE_SLAB)) + 2 * len(plan.header)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        tensors: SHA-256 of each tensor's bytes, hexadecimal, in file order.
+        digest: SHA-256 over that of the header and those of the tensors (their 32 bytes each, one after the other).
+    """
+
+    tensors: tuple[str, ...]
+    digest: str
+
+
 def write(
     plan: Plan,
     output: str | os.PathLike[str],
@@ -45,8 +62,9 @@ def write(
     workers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> None:
-    """Execute a plan.
+    say: Say = log.info,
+) -> Written:
+    """Execute a plan; if an earlier run of the same plan was stopped, go on from there.
 
     Args:
         plan: what to write.
@@ -54,13 +72,17 @@ def write(
         workers: processes to use; by default what `default_workers` finds suitable.
         overwrite: replace an existing file.
         progress: called with the number of output bytes that were finished since the last call.
+        say: receives a line when work of an earlier run is used, or cannot be.
 
     Raises:
-        OutputError: the file cannot be written; nothing is left behind.
+        OutputError: the file cannot be written.
         InputError: an input is cut short or its type is not supported.
         DataError: a tensor holds NaN or infinity, or values too large for its type.
+        BaseException: where the run was stopped after some seconds of work, what was done is kept, and a note added to
+            the exception says so.
     """
-    write_all([(Path(output), plan)], workers=workers, overwrite=overwrite, progress=progress)
+    (written,) = write_all([(Path(output), plan)], workers=workers, overwrite=overwrite, progress=progress, say=say)
+    return written
 
 
 def write_all(
@@ -69,7 +91,8 @@ def write_all(
     workers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> None:
+    say: Say = log.info,
+) -> list[Written]:
     """Execute the plans of one model's files, which appear only when all are complete; the first one appears last.
 
     Whatever happens on the way, a first file stands only beside the files that belong to it: where an older model of
@@ -77,32 +100,57 @@ def write_all(
 
     Args:
         files: each file with its plan, in order.
-        workers, overwrite, progress: see `write`.
+        workers, overwrite, progress, say: see `write`.
 
     Raises:
         GGUForgeError: see `write`.
     """
     check_inputs(files)
+    names = [fingerprint(plan) for _, plan in files]
     with ExitStack() as renaming:  # unwinds from the last file to the first
-        parts = [renaming.enter_context(replacing(path, plan.size, overwrite)) for path, plan in files]
-        for part, (_, plan) in zip(parts, files, strict=True):
-            _execute(plan, part, workers, progress or (lambda _: None))
+        parts = [
+            renaming.enter_context(resumable(path, plan.size, name, overwrite))
+            for (path, plan), name in zip(files, names, strict=True)
+        ]
+        written = []
+        for part, name, (_, plan) in zip(parts, names, files, strict=True):
+            follower = Follower(plan, part)
+            follower.resume(name, say, progress or (lambda _: None))
+            _execute(plan, follower, workers, progress or (lambda _: None))
+            if len(files) > 1:
+                follower.record()  # the next file may take long
+            written.append(Written(tuple(map(bytes.hex, follower.hashes.tensors)), follower.hashes.digest()))
         if len(files) > 1:
             Path(os.path.realpath(files[0][0])).unlink(missing_ok=True)
+    return written
 
 
-def _execute(plan: Plan, part: Path, workers: int | None, progress: Progress) -> None:
+def _execute(plan: Plan, follower: Follower, workers: int | None, progress: Progress) -> None:
     """Fill a part file, sync it, and read it back."""
-    count = sum(1 for _ in slabs(plan))
-    with Team(partial(Filler, plan, part), count, min(workers or default_workers(plan), max(1, count // 4))) as team:
-        team.run(lambda _, nbytes: progress(nbytes))
+    part, begin = follower.part.path, follower.hashes.position
+    if follower.part.records:
+        _write_header(part, bytes(len(plan.header)))  # a run that was stopped at the very end left one
+    work = unfinished(plan, begin)
+    follower.expect([end(plan, slab) for slab in work])
+
+    def done(number: int, nbytes: int) -> None:
+        progress(nbytes)
+        follower.finished(number)
+
+    count = min(workers or default_workers(plan), max(1, len(work) // 4))
+    with Team(partial(Filler, plan, part, begin), len(work), count) as team, follower:
+        team.run(done)
+    _write_header(part, plan.header)
+    verify(plan, part)
+
+
+def _write_header(part: Path, header: bytes) -> None:
     descriptor = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
     try:
-        write_at(descriptor, 0, plan.header)
+        write_at(descriptor, 0, header)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    verify(plan, part)
 
 
 def check_inputs(files: Sequence[tuple[Path, Plan]]) -> None:
@@ -133,4 +181,4 @@ def verify(plan: Plan, path: Path) -> None:
         )
 
 
-__all__ = ["default_workers", "peak_memory", "verify", "write", "write_all"]
+__all__ = ["Written", "default_workers", "peak_memory", "verify", "write", "write_all"]

@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM while C code runs: a flag is set and the engine told, instead of an exception out of nowhere.
+"""Ctrl-C, SIGTERM and SIGHUP: what they end is tidied up; while C code runs, a flag is set and the engine told.
 
-Outside the main thread, where Python allows no handlers, it does nothing. Windows has no SIGTERM to speak of.
+SIGHUP comes when the terminal is closed; under `nohup` it is ignored and stays so. Outside the main thread, where
+Python allows no handlers, nothing is done. Windows has no SIGTERM to speak of and no SIGHUP.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that end a process from outside."""
 
 TERMINATED = 128 + int(signal.SIGTERM)
 """The exit code of a process that SIGTERM ended."""
@@ -20,7 +24,7 @@ class Flags:
 
     Attributes:
         interrupted: Ctrl-C.
-        terminated: SIGTERM.
+        terminated: SIGTERM or SIGHUP.
     """
 
     def __init__(self) -> None:
@@ -42,37 +46,39 @@ class Flags:
 
 @contextlib.contextmanager
 def deferred_signals(stop: Callable[[], None] = lambda: None) -> Iterator[Flags]:
-    """Within the block, Ctrl-C and SIGTERM call `stop` and are noted; handlers are as before afterwards."""
+    """Within the block, Ctrl-C, SIGTERM and SIGHUP call `stop` and are noted; handlers are as before afterwards."""
     flags = Flags()
 
     def handle(number: int, _: FrameType | None) -> None:
-        flags.terminated |= number == signal.SIGTERM
-        flags.interrupted |= number != signal.SIGTERM
+        flags.terminated |= number in ENDING
+        flags.interrupted |= number not in ENDING
         stop()
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(handle, (signal.SIGINT, *ENDING)):
         yield flags
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flags
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM raises SystemExit(143), so that `with` statements and `finally` clauses run."""
+def exit_on_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise SystemExit(143 and 129), so that `with` and `finally` do their work."""
 
-    def handle(_: int, __: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
+    def handle(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
+    with _handled(handle, ENDING):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handle: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Within the block, a handler for those signals that are not ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, handle)
+    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguforge.quant import files
+from gguforge.quant import files, following
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.errors import InputError, OutputError
 from gguforge.quant.files import copy_range, replacing, write_at
@@ -83,19 +84,33 @@ class Faults:
         return call
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["once", "from then on"])
-@pytest.mark.parametrize("old", [False, True], ids=["new", "replacing"])
-@pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "EDQUOT", "Ctrl-C", "memory"])
+@pytest.mark.parametrize(
+    ("kind", "persistent", "old", "seconds"),
+    [
+        *itertools.product(["ENOSPC", "EIO", "EDQUOT", "Ctrl-C", "memory"], [False, True], [False, True], [1000]),
+        ("EIO", False, True, 0),
+        ("EIO", True, False, 0),
+        ("Ctrl-C", False, False, 0),
+    ],
+)
 def test_every_call_fails_once(
-    kind: str, old: bool, persistent: bool, plan: Plan, whole: bytes, tmp_path: Path
+    kind: str,
+    persistent: bool,
+    old: bool,
+    seconds: float,
+    plan: Plan,
+    whole: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(following, "RECORD_SECONDS", seconds)
     errors: dict[str, Callable[[], BaseException]] = {"Ctrl-C": KeyboardInterrupt, "memory": MemoryError}
     number = getattr(errno, kind, 0)
     error = errors.get(kind, lambda: OSError(number, os.strerror(number)))
     folder = tmp_path / "out"
     folder.mkdir()
     target = folder / "model.gguf"
-    failed = set()
+    failed, kept = set(), 0
     for at in range(1, 1000):
         for path in folder.iterdir():
             path.unlink()
@@ -114,10 +129,18 @@ def test_every_call_fails_once(
         found = target.read_bytes() if target.exists() else None
         assert found in (whole, OLD if old else None), f"call {at}, {faults.failed}: half a file"
         assert raised or found == whole, f"call {at}, {faults.failed}: the error was swallowed"
-        for path in set(folder.iterdir()) - {target}:  # only the very claim of the part file may leave it, empty
-            assert (path.name, path.stat().st_size) == ("model.gguf.part", 0), f"call {at}, {faults.failed}"
+        if left := sorted(path.name for path in set(folder.iterdir()) - {target}):
+            empty = (folder / left[0]).stat().st_size == 0  # the very claim of the part file may leave it so
+            assert (left == ["model.gguf.part"] and empty) or (
+                seconds == 0 and left == ["model.gguf.part", "model.gguf.part.journal"]
+            ), f"call {at}, {faults.failed}: {left}"
+            kept += not empty
+            write(plan, target, workers=1, overwrite=True)
+            assert target.read_bytes() == whole, f"call {at}, {faults.failed}: not taken over"
+            assert sorted(path.name for path in folder.iterdir()) == ["model.gguf"]
     assert target.read_bytes() == whole
     assert failed >= {"open", "truncate", "lseek", "write", "fstat", "fsync", "replace"}
+    assert bool(kept) == (seconds == 0)
 
 
 KILL_AT_EVERY_CALL = """
@@ -125,8 +148,10 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_files
+from gguforge.quant import following
 from gguforge.quant.writer import write
 
+following.RECORD_SECONDS = {seconds}
 folder = Path({folder!r})
 plan, target, part = test_files.small_plan(folder), folder / "model.gguf", folder / "model.gguf.part"
 write(plan, target, workers=1)
@@ -151,8 +176,9 @@ print(at, parts)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork and kill")
-def test_kill_9_at_every_call(tmp_path: Path) -> None:
-    script = KILL_AT_EVERY_CALL.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+@pytest.mark.parametrize("seconds", [0, 1000], ids=["recording", "not recording"])
+def test_kill_9_at_every_call(seconds: float, tmp_path: Path) -> None:
+    script = KILL_AT_EVERY_CALL.format(tests=str(Path(__file__).parent), folder=str(tmp_path), seconds=seconds)
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert child.returncode == 0, child.stderr
     calls, parts = map(int, child.stdout.split())
@@ -281,11 +307,28 @@ def test_a_filesystem_without_locks(plan: Plan, whole: bytes, tmp_path: Path, mo
     assert (tmp_path / "out.gguf").read_bytes() == whole
 
 
-def test_a_stale_part_is_taken_over(plan: Plan, whole: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("journal", [b"", b"\0" * 512, b"gguforge journal 1 ", b"gguforge journal 1 0123\n5 torn"])
+def test_a_stale_part_is_taken_over(journal: bytes, plan: Plan, whole: bytes, tmp_path: Path) -> None:
     (tmp_path / "out.gguf.part").write_bytes(b"x" * 100_000)
+    (tmp_path / "out.gguf.part.journal").write_bytes(journal)
     write(plan, tmp_path / "out.gguf", workers=1)
     assert (tmp_path / "out.gguf").read_bytes() == whole
-    assert not (tmp_path / "out.gguf.part").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["input.bin", "out.gguf"]
+
+
+def test_an_empty_part_is_taken_over(plan: Plan, whole: bytes, tmp_path: Path) -> None:
+    (tmp_path / "out.gguf.part").touch()
+    write(plan, tmp_path / "out.gguf", workers=1)
+    assert (tmp_path / "out.gguf").read_bytes() == whole
+
+
+@pytest.mark.parametrize(("name", "what"), [("part", "no part file of ours"), ("part.journal", "no journal of ours")])
+def test_files_of_others_are_not_touched(name: str, what: str, plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / f"out.gguf.{name}").write_bytes(b"precious")
+    with pytest.raises(OutputError, match=what):
+        write(plan, tmp_path / "out.gguf", workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["input.bin", f"out.gguf.{name}"]
+    assert (tmp_path / f"out.gguf.{name}").read_bytes() == b"precious"
 
 
 @posix
@@ -387,4 +430,4 @@ def test_an_error_that_cannot_be_cleaned_up_is_still_told(tmp_path: Path, monkey
     monkeypatch.setattr(os, "unlink", refuses(errno.EROFS))
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "m.gguf", 4):
         raise ZeroDivisionError
-    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf.part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf.part", "m.gguf.part.journal"]

@@ -1,0 +1,218 @@
+"""Follows the workers through a part file: hashes what is final, and records in the journal how far that goes.
+
+Slabs are finished nearly in file order, so the bytes before the first unfinished one are a prefix that grows. A thread
+reads that prefix back (it is still in memory), hashes each tensor, and every few seconds has the data synced and writes
+a record. A run that goes on from a journal first reads the prefix again: a page that was torn has another hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from gguforge.quant.errors import OutputError
+from gguforge.quant.files import Part
+from gguforge.quant.plan import Plan
+
+RECORD_SECONDS = 2.0  # a killed run loses no more work than that, and the time of one sync
+CHUNK = 1 << 20  # bytes read at once; they stay in the cache while they are hashed
+
+Say = Callable[[str], None]
+
+
+class Hashes:
+    """SHA-256 of a file's tensors, taken from the first to the last.
+
+    Attributes:
+        position: bytes of the file that are read.
+        tensors: digests of the tensors that lie wholly before `position`, in file order; the last one may wait for
+            the next to begin.
+    """
+
+    def __init__(self, plan: Plan, path: Path) -> None:
+        starts = [len(plan.header) + offset for offset in plan.offsets]
+        self.bounds = [(start, start + tensor.nbytes) for start, tensor in zip(starts, plan.tensors, strict=True)]
+        self.path, self.header = path, hashlib.sha256(plan.header).digest()
+        self.position = len(plan.header)
+        self.tensors: list[bytes] = []
+        self._running = hashlib.sha256()
+        self._buffer = memoryview(bytearray(CHUNK))
+
+    def advance(self, end: int) -> None:
+        """Hash on until byte `end` of the file.
+
+        Raises:
+            OutputError: the file ends before.
+        """
+        with self.path.open("rb", buffering=0) as file:
+            while self.position < end:
+                start, stop = self.bounds[len(self.tensors)]
+                if self.position >= stop:
+                    self._close()
+                    continue
+                self.position = file.seek(max(self.position, start))
+                count = file.readinto(self._buffer[: min(CHUNK, stop - self.position, end - self.position)])
+                if not count:
+                    raise OutputError("file became shorter while it was written", path=self.path)
+                self._running.update(self._buffer[:count])
+                self.position += count
+
+    def finish(self) -> None:
+        """Hash to the end."""
+        self.advance(self.bounds[-1][1] if self.bounds else 0)
+        while len(self.tensors) < len(self.bounds):
+            self._close()
+
+    def _close(self) -> None:
+        self.tensors.append(self._running.digest())
+        self._running = hashlib.sha256()
+
+    def digest(self) -> str:
+        """SHA-256 over the digests of the header, of the finished tensors, and of what has come of the next one."""
+        found = hashlib.sha256(self.header + b"".join(self.tensors))
+        if len(self.tensors) < len(self.bounds):
+            found.update(self._running.digest())
+        return found.hexdigest()
+
+    def state(self) -> tuple[int, int, hashlib._Hash]:
+        """Where it stands, for `back_to`."""
+        return self.position, len(self.tensors), self._running.copy()
+
+    def back_to(self, state: tuple[int, int, hashlib._Hash]) -> None:
+        """Stand there again."""
+        self.position, count, self._running = state
+        del self.tensors[count:]
+
+    def in_words(self) -> str:
+        """How much is done: '12 of 38 tensors'."""
+        done = sum(stop <= self.position for _, stop in self.bounds)
+        return f"{done} of {len(self.bounds)} tensors"
+
+
+class Follower:
+    """Hashes and records a part file while it is filled; as a context manager, its thread runs inside the block.
+
+    Args:
+        plan: what the file will be.
+        part: the part file.
+
+    Attributes:
+        hashes: of the bytes that are final.
+    """
+
+    def __init__(self, plan: Plan, part: Part) -> None:
+        self.part, self.hashes = part, Hashes(plan, part.path)
+        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._stopping = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._ends: Sequence[int] = ()
+        self._waiting: set[int] = set()
+        self._first = 0  # the first piece that is not finished
+
+    def resume(self, fingerprint: str, say: Say, progress: Callable[[int], None]) -> None:
+        """Check what a stopped run left, so that `hashes.position` says where to go on."""
+        if self.part.stale:
+            say(f"{self.part.path} is left from another plan, or its inputs have changed: starting anew")
+        if not self.part.records:
+            return
+        true, last = [], self.hashes.bounds[-1][1]
+        state = self.hashes.state()
+        for record in self.part.records:
+            if state[0] < record.position <= last:
+                self.hashes.advance(record.position)
+            if (self.hashes.position, self.hashes.digest()) != (record.position, record.digest):
+                say(f"{self.part.path} is damaged: what follows byte {state[0]:,} is made again")
+                break
+            progress(record.position - state[0])
+            true.append(record)
+            state = self.hashes.state()
+        self.hashes.back_to(state)
+        self.part.begin(true, fingerprint)
+        if true:
+            self.part.done = self.hashes.in_words()
+            say(f"resuming: {self.part.done} are done")
+
+    def expect(self, ends: Sequence[int]) -> None:
+        """The file is going to be filled in pieces that end at these bytes, in rising order."""
+        self._ends = ends
+
+    def finished(self, number: int) -> None:
+        """Piece `number` is written.
+
+        Raises:
+            BaseException: what went wrong in the thread.
+        """
+        if self._error is not None:
+            raise self._error
+        self._waiting.add(number)
+        while self._first in self._waiting:
+            self._waiting.remove(self._first)
+            self._queue.put(self._ends[self._first])
+            self._first += 1
+
+    def __enter__(self) -> Follower:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = kind is not None
+        self._queue.put(None)
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+    def _follow(self) -> None:
+        """The thread's life."""
+        try:
+            recorded = time.monotonic()
+            while (end := self._queue.get()) is not None and not self._stopping:
+                self.hashes.advance(end)
+                if time.monotonic() - recorded > RECORD_SECONDS:
+                    self.record()
+                    recorded = time.monotonic()
+            if self._stopping and self.part.done:  # short runs are not worth keeping
+                self.record()
+            if not self._stopping:
+                self.hashes.finish()
+        except BaseException as error:  # noqa: BLE001 (it is raised in the main thread)
+            self._error = error
+
+    def record(self) -> None:
+        """Sync, and write into the journal how far the file has come."""
+        self.part.record(self.hashes.position, self.hashes.digest(), self.hashes.in_words())
+
+
+def fingerprint(plan: Plan) -> str:
+    """Names the work: the same for the same version, plan and inputs, whose status tells whether they changed."""
+    digest = hashlib.sha256(version("gguforge").encode() + plan.header)
+    for tensor in plan.tensors:
+        digest.update(f"{_identity(tensor.source)} {_identity(tensor.importance)}\n".encode())
+    for path in sorted({path for tensor in plan.tensors for path in tensor.source.paths}):
+        status = os.stat(path)
+        digest.update(f"{path!r} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _identity(value: object) -> str:
+    """Text that is the same for equal sources, arrays by their content."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_identity, value))}]"
+    if is_dataclass(value):
+        parts = (f"{field.name}={_identity(getattr(value, field.name))}" for field in fields(value))
+        return f"{type(value).__qualname__}({', '.join(parts)})"
+    return repr(value)
