@@ -7,15 +7,15 @@ before its command runs, so `gguforge --help` stays quick. Each command lives in
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import sys
 from collections.abc import Sequence
 
 import click
 
-from gguforge.cli.lazy import LazyGroup
 from gguforge.quant.errors import GGUForgeError, printable
-from gguforge.runtime.interrupt import exit_on_sigterm
+from gguforge.runtime.interrupt import exit_on_signals
 
 COMMANDS = {
     "convert": "Turn a Hugging Face checkpoint into a GGUF file of any type, in one pass.",
@@ -23,11 +23,28 @@ COMMANDS = {
     "calibrate": "Read text through a model into an importance matrix, as llama-imatrix does.",
     "evaluate": "Measure a model: perplexity, and divergence from a reference, as llama-perplexity does.",
     "inspect": "Show what is inside a GGUF file: metadata, tensors, types, chat template.",
-    "distill": "Make a small model from a large one: soft targets, training.",
     "chat": "Talk to a GGUF model in the terminal.",
     "demo": "Run the whole pipeline on the small model that ships inside.",
 }
 """Every command with its one-line help; the module of the same name defines a click command called `command`."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they run, not when the program starts."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"gguforge.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -41,12 +58,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
-@click.group(
-    cls=LazyGroup,
-    table=COMMANDS,
-    modules="gguforge.cli.",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version",
     is_flag=True,
@@ -70,12 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows few letters gets escapes for the others
             stream.reconfigure(errors="backslashreplace")
     try:
-        with exit_on_sigterm():
+        with exit_on_signals():
             code = cli.main(args=words, prog_name="gguforge", standalone_mode=False)
     except BaseException as error:
         if debug and not isinstance(error, SystemExit | click.exceptions.Exit):
             raise
         code = report(error)
+        for note in getattr(error.__cause__ if isinstance(error, click.Abort) else error, "__notes__", ()):
+            click.echo(printable(note), err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
