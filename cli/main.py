@@ -7,13 +7,13 @@ before its command runs, so `gguforge --help` stays quick. Each command lives in
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import sys
 from collections.abc import Sequence
 
 import click
 
+from gguforge.cli.lazy import LazyGroup
 from gguforge.quant.errors import GGUForgeError, printable
 from gguforge.runtime.interrupt import exit_on_signals
 
@@ -23,28 +23,11 @@ COMMANDS = {
     "calibrate": "Read text through a model into an importance matrix, as llama-imatrix does.",
     "evaluate": "Measure a model: perplexity, and divergence from a reference, as llama-perplexity does.",
     "inspect": "Show what is inside a GGUF file: metadata, tensors, types, chat template.",
+    "distill": "Make a small model from a large one: soft targets, training.",
     "chat": "Talk to a GGUF model in the terminal.",
     "demo": "Run the whole pipeline on the small model that ships inside.",
 }
 """Every command with its one-line help; the module of the same name defines a click command called `command`."""
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they run, not when the program starts."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = importlib.import_module(f"gguforge.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -58,7 +41,12 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    table=COMMANDS,
+    modules="gguforge.cli.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--version",
     is_flag=True,
