@@ -231,7 +231,8 @@ class Grid:
     def state(self) -> dict[str, Any]:
         """Everything that training needs to go on as if it had never stopped."""
         weights = {
-            weight.place.parameter: {"master": weight.master, **weight.lattice.state()} for weight in self.weights
+            weight.place.parameter: {"master": weight.master.clone(), **weight.lattice.state()}
+            for weight in self.weights
         }
         return {"steps": self.steps, "weights": weights}
 

@@ -86,12 +86,14 @@ class Lattice:
 
     def state(self) -> dict[str, Any]:
         """What a later run needs to hold the same scales."""
+        import torch
+
         self.settle()
-        return {"blocks": self.blocks}
+        return {"blocks": torch.from_numpy(self.blocks.copy())}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Hold the scales of what `state` gave."""
-        self.blocks = state["blocks"].copy()
+        self.blocks = state["blocks"].cpu().numpy().copy()
 
 
 class FloatLattice(Lattice):
@@ -227,11 +229,11 @@ class ScaledLattice(GroupedLattice):
             blocks[self.kind.offset] = scales[1]
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"start": to_numpy(self.start)}
+        return super().state() | {"start": self.start.clone()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         super().load_state(state)
-        self.start.copy_(from_numpy(state["start"], self.start))
+        self.start.copy_(state["start"])
         self._freeze(self.start)
 
 

@@ -142,7 +142,7 @@ class Schedule:
         final: what it falls to, as a share of `rate`.
         weight_decay: of matrices.
         clip: longest gradient.
-        seed: of the order of documents, and of random weights.
+        seeds: of the order of documents and of random weights: one run for each; the first gives the student.
         evaluate: steps between two measurements on the held-out text.
         patience: measurements without a better one after which training stops; 0 for never.
         save: steps between two checkpoints.
@@ -156,7 +156,7 @@ class Schedule:
     final: float = 0.05
     weight_decay: float = 0.0
     clip: float = 1.0
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     evaluate: int = 100
     patience: int = 0
     save: int = 100
@@ -198,11 +198,9 @@ class ReportPart:
 
     Attributes:
         baseline: train the same student on the same text by cross-entropy alone, and compare.
-        seeds: the runs to make, each from its own order of documents and random weights.
     """
 
     baseline: bool = True
-    seeds: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -312,6 +310,8 @@ def _check(recipe: Recipe, path: Path) -> None:
     for name in BETWEEN_0_AND_1:
         if not 0 < getattr(recipe.losses, name) < 1:
             raise InputError(f"key 'losses.{name}'", path=path, expected="between 0 and 1")
+    if not recipe.schedule.seeds:
+        raise InputError("key 'schedule.seeds'", path=path, expected="at least one")
     if not recipe.losses.weights():
         raise InputError("has no loss", path=path, remedy="Give at least one of [losses] a weight.")
     if (recipe.data.targets is None) == (not recipe.data.text):

@@ -54,6 +54,7 @@ def test_every_table_is_read(tmp_path: Path) -> None:
             [schedule]
             steps = 10
             rate = 1e-4
+            seeds = [1, 2, 3]
             [hardware]
             device = "cpu"
             precision = "bfloat16"
@@ -62,7 +63,6 @@ def test_every_table_is_read(tmp_path: Path) -> None:
             scales_only = true
             [report]
             baseline = false
-            seeds = [1, 2, 3]
             """,
         )
     )
@@ -73,7 +73,8 @@ def test_every_table_is_read(tmp_path: Path) -> None:
     assert recipe.losses.temperature == 2.0
     assert recipe.blocks is not None
     assert recipe.blocks.scales_only
-    assert recipe.report.seeds == (1, 2, 3)
+    assert recipe.schedule.seeds == (1, 2, 3)
+    assert not recipe.report.baseline
 
 
 @pytest.mark.parametrize(
@@ -111,5 +112,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, old: str, new: str, m
 
 def test_the_key_tells_what_decides_the_weights(tmp_path: Path) -> None:
     one = read_recipe(write(tmp_path, SMALLEST))
-    assert read_recipe(write(tmp_path, SMALLEST + "[hardware]\nthreads = 1\n[report]\nseeds = [5]\n")).key == one.key
-    assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nseed = 5\n")).key != one.key
+    assert (
+        read_recipe(write(tmp_path, SMALLEST + "[hardware]\nthreads = 1\n[report]\nbaseline = false\n")).key == one.key
+    )
+    assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nseeds = [5]\n")).key != one.key

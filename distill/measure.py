@@ -1,0 +1,107 @@
+"""What a student is worth on text it never saw: cross-entropy, divergence from its teacher, calibration.
+
+Every scored token of the held-out documents counts, and the teacher's rows are whole: the divergence is never
+estimated from draws, whose entropy is unknown. Names and formulas are those of `gguforge evaluate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguforge.distill.batches import make_batch
+from gguforge.distill.objective import run
+from gguforge.distill.shards import Document
+from gguforge.distill.trainer import evaluating
+from gguforge.runtime.divergence import Positions, compare, measure
+
+BATCH = 4  # documents read at once
+BINS = 15  # of confidence, for the calibration error
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A student on held-out text.
+
+    Attributes:
+        positions: tokens that were scored.
+        cross_entropy: of the true next token, nats.
+        divergence: mean KL(teacher || student), nats; NaN without a teacher, as the next two.
+        same_top: share of tokens for which both would say the same.
+        teacher_cross_entropy: the teacher's own.
+        calibration_error: expected difference of confidence and hits, 15 bins (Guo et al. 2017, arXiv:1706.04599).
+    """
+
+    positions: int
+    cross_entropy: float
+    divergence: float
+    same_top: float
+    teacher_cross_entropy: float
+    calibration_error: float
+
+
+def scores(model: Any, documents: Sequence[Document], device: Any) -> Iterator[NDArray[np.float32]]:
+    """A model's scores at the documents' positions, a few documents at a time."""
+    with evaluating(model):
+        for start in range(0, len(documents), BATCH):
+            out = run(model, make_batch(documents[start : start + BATCH], device)).scores
+            assert out is not None
+            yield out.float().cpu().numpy()
+
+
+def tokens(documents: Sequence[Document]) -> NDArray[np.int64]:
+    """The tokens that really came at the documents' positions."""
+    return np.concatenate([document.input_ids[document.positions + 1] for document in documents]).astype(np.int64)
+
+
+def measured(student: Any, teacher: Any, documents: Sequence[Document], device: Any) -> Measured:
+    """Measure a student, beside its teacher if there is one."""
+    parts: list[Positions] = []
+    confidence, hits = [], []
+    start = 0
+    theirs = iter(()) if teacher is None else scores(teacher, documents, device)
+    wanted = tokens(documents).astype(np.int32)
+    for ours in scores(student, documents, device):
+        part = wanted[start : start + len(ours)]
+        start += len(ours)
+        if teacher is None:
+            parts.append(measure(ours, part))
+        else:
+            base = next(theirs)
+            shared = min(ours.shape[1], base.shape[1])
+            parts.append(compare(ours[:, :shared], base[:, :shared], part))
+        top = ours.max(axis=1, keepdims=True)
+        confidence.append(1 / np.exp(ours - top).sum(axis=1))
+        hits.append(ours.argmax(axis=1) == part)
+    found = Positions.joined(parts)
+    return Measured(
+        positions=len(found.surprise),
+        cross_entropy=float(found.surprise.mean()),
+        divergence=_mean(found.divergence),
+        same_top=_mean(found.same_top),
+        teacher_cross_entropy=_mean(found.base_surprise),
+        calibration_error=calibration_error(np.concatenate(confidence), np.concatenate(hits)),
+    )
+
+
+def _mean(values: NDArray[Any]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def calibration_error(confidence: NDArray[Any], hits: NDArray[np.bool_]) -> float:
+    """Mean over tokens of |confidence - share of hits| within bins of like confidence.
+
+    >>> calibration_error(np.array([0.9] * 10), np.array([True] * 9 + [False]))
+    0.0
+    >>> round(calibration_error(np.array([0.9] * 10), np.array([True] * 5 + [False] * 5)), 3)
+    0.4
+    """
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    count, sure, hit = (np.bincount(place, weights, BINS) for weights in (None, confidence, hits.astype(float)))
+    error = float(np.abs(sure - hit).sum() / max(1, count.sum()))
+    return round(error, 12)

@@ -1,0 +1,191 @@
+"""The report of a recipe: what was trained, what it is worth beside its baseline and its teacher, and the curves.
+
+One HTML page without scripts or anything from elsewhere; its plots are plain SVG in the page's own colours.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from gguforge.distill.measure import Measured
+
+if TYPE_CHECKING:
+    from gguforge.distill.train import Run, Trained
+
+CLAIM = 3  # seeds that a claim needs
+WIDTH, HEIGHT, MARGIN = 720, 260, 46  # of a plot, in pixels
+COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#14b8a6")
+
+
+def gap_closed(base: float, student: float, teacher: float) -> float:
+    """The share of the way from `base` to `teacher` that the student came; NaN where there is no way.
+
+    >>> gap_closed(3.0, 2.5, 2.0)
+    0.5
+    """
+    return (base - student) / (base - teacher) if base > teacher else math.nan
+
+
+def gaps(trained: Trained) -> dict[str, list[float]]:
+    """What was won, one number a seed: against the baseline, and against plain quantization."""
+    found: dict[str, list[float]] = {}
+    for run in students(trained):
+        baseline = trained.runs.get(f"baseline-{run.seed}")
+        if run.end is None:
+            continue
+        if baseline is not None and baseline.end is not None and not math.isnan(run.end.teacher_cross_entropy):
+            closed = gap_closed(baseline.end.cross_entropy, run.end.cross_entropy, run.end.teacher_cross_entropy)
+            found.setdefault("gap to the teacher closed", []).append(closed)
+        if trained.unquantized is not None and run.start is not None:
+            for name, label in (("cross_entropy", "loss"), ("divergence", "divergence")):
+                plain, ours, whole = (getattr(one, name) for one in (run.start, run.end, trained.unquantized))
+                found.setdefault(f"{label} of plain quantization recovered", []).append(gap_closed(plain, ours, whole))
+    return found
+
+
+def students(trained: Trained) -> list[Run]:
+    """The runs that follow the recipe."""
+    return [run for name, run in trained.runs.items() if name.startswith("student-")]
+
+
+def described(trained: Trained) -> dict[str, Any]:
+    """The facts as JSON takes them; what is not known is null."""
+
+    def plain(found: Measured | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        return {name: _known(value) for name, value in asdict(found).items()}
+
+    return {
+        "parameters": trained.parameters,
+        "memory": asdict(trained.memory) | {"total": trained.memory.total},
+        "unquantized": plain(trained.unquantized),
+        "gaps": {name: [_known(value) for value in values] for name, values in gaps(trained).items()},
+        "runs": {
+            name: {
+                "seed": run.seed, "start": plain(run.start), "end": plain(run.end),
+                "losses": run.history.losses, "held_out": run.history.held_out,
+            }
+            for name, run in trained.runs.items()
+        },
+    }  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def summary(trained: Trained) -> list[str]:
+    """What was won, a line each."""
+    lines = []
+    for name, values in gaps(trained).items():
+        known = [value for value in values if not math.isnan(value)]
+        if not known:
+            lines.append(f"{name}: there was nothing to win")
+            continue
+        spread = f" ± {100 * stdev(known):.0f}" if len(known) > 1 else ""
+        few = "" if len(known) >= CLAIM else f" ({len(known)} seed{'s' * (len(known) > 1)}; a claim needs {CLAIM})"
+        lines.append(f"{name}: {100 * mean(known):.0f}{spread} %{few}")
+    return lines
+
+
+COLUMNS = {
+    "cross_entropy": "cross-entropy",
+    "divergence": "KL to teacher",
+    "same_top": "same top token",
+    "calibration_error": "calibration error",
+}
+
+
+def page(trained: Trained) -> str:
+    """The report as one HTML page."""
+    rows: list[tuple[str, Measured | None]] = [("unquantized", trained.unquantized)] if trained.unquantized else []
+    for name, run in trained.runs.items():
+        rows += [(f"{name}, before", run.start), (f"{name}, after", run.end)]
+    held_out = {name: run.history.held_out for name, run in trained.runs.items() if run.history.held_out}
+    parts = [
+        "<h1>Distillation</h1>",
+        f"<p>{trained.parameters:,} parameters; expected memory {trained.memory.total / 2**30:.2f} GiB.</p>",
+        "".join(f"<p><b>{html.escape(line)}</b></p>" for line in summary(trained)),
+        _table([(name, found) for name, found in rows if found is not None]),
+        "<h2>Loss while training</h2>",
+        plot({name: smoothed(run.history.losses) for name, run in trained.runs.items()}, "step", "loss, nats"),
+    ]
+    if held_out:
+        parts += ["<h2>On held-out text</h2>", plot(held_out, "step", "loss, nats")]
+    return f"{HEAD}{''.join(parts)}</body></html>\n"
+
+
+HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Distillation</title><style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:760px;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
+table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #8884}
+td:first-child,th:first-child{text-align:left}svg{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}
+</style></head><body>"""
+
+
+def _table(rows: Sequence[tuple[str, Measured]]) -> str:
+    if not rows:
+        return "<p>No held-out text was given: nothing is measured.</p>"
+    teacher = next((found.teacher_cross_entropy for _, found in rows), math.nan)
+    head = "".join(f"<th>{label}</th>" for label in COLUMNS.values())
+    lines = [
+        f"<tr><td>{html.escape(name)}</td>" + "".join(_cell(getattr(found, key)) for key in COLUMNS) + "</tr>"
+        for name, found in rows
+    ]
+    if not math.isnan(teacher):
+        lines.insert(0, f"<tr><td>teacher</td>{_cell(teacher)}<td></td><td></td><td></td></tr>")
+    return (
+        f"<h2>On {rows[0][1].positions:,} held-out tokens</h2><table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+    )
+
+
+def _cell(value: float) -> str:
+    return "<td></td>" if math.isnan(value) else f"<td>{value:.4f}</td>"
+
+
+def smoothed(losses: Sequence[float], points: int = 200) -> list[tuple[int, float]]:
+    """Step and mean loss, at most so many points.
+
+    >>> smoothed([4.0, 2.0, 3.0, 1.0], 2)
+    [(2, 3.0), (4, 2.0)]
+    """
+    size = max(1, -(-len(losses) // points))
+    return [
+        (min(start + size, len(losses)), mean(losses[start : start + size])) for start in range(0, len(losses), size)
+    ]
+
+
+def plot(lines: Mapping[str, Sequence[tuple[int, float]]], x_label: str, y_label: str) -> str:
+    """Lines over steps as SVG: two ticks an axis, a legend above."""
+    points = [point for line in lines.values() for point in line if math.isfinite(point[1])]
+    if not points:
+        return ""
+    low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
+    low_y, high_y = min(y for _, y in points), max(y for _, y in points)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - low_x) / ((high_x - low_x) or 1)
+        up = (y - low_y) / ((high_y - low_y) or 1)
+        return MARGIN + across * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_label)}">']
+    for i, (name, line) in enumerate(lines.items()):
+        color = COLORS[i % len(COLORS)]
+        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line if math.isfinite(y))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
+        parts.append(f'<text x="{MARGIN + 130 * i}" y="16" style="fill:{color}">{html.escape(name)}</text>')
+    bottom = HEIGHT - MARGIN
+    parts += [
+        f'<path d="M{MARGIN} {MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="currentColor" opacity=".4"/>',
+        f'<text x="4" y="{bottom}">{low_y:.3g}</text><text x="4" y="{MARGIN + 4}">{high_y:.3g}</text>',
+        f'<text x="{MARGIN}" y="{bottom + 18}">{low_x}</text>',
+        f'<text x="{WIDTH - MARGIN}" y="{bottom + 18}" text-anchor="end">{high_x}</text>',
+        f'<text x="{WIDTH / 2}" y="{bottom + 34}" text-anchor="middle">{html.escape(x_label)}</text>',
+        f'<text x="4" y="{MARGIN - 12}">{html.escape(y_label)}</text></svg>',
+    ]
+    return "".join(parts)
