@@ -1,7 +1,8 @@
 """Pruning: a model without some of its layers, the others renumbered, as llama-quantize --prune-layers does it.
 
-Only names, and the number of layers, change: lists with an entry for each layer stay as they are in the metadata.
-Source: llama.cpp, src/llama-quant.cpp (remap_layer).
+Only names, and the number of layers, change: lists with an entry for each layer stay as they are in the metadata. Of
+encoders and decoders (enc.blk.0., dec.blk.0.), where llama-quantize takes layer 10 for the one after layer 1, the order
+is kept here. Source: llama.cpp, src/llama-quant.cpp (remap_layer).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import re
 from collections.abc import Collection, Iterable
 
 from gguforge.quant.errors import InputError
-from gguforge.quant.roles import file_order
 
 LAYER = re.compile(r"blk\.([0-9]+)\.")
 """A tensor's layer, anywhere in its name: encoders and decoders have enc.blk.0. and dec.blk.0."""
@@ -46,7 +46,7 @@ def without_layers(names: Iterable[str], pruned: Collection[int]) -> tuple[dict[
     Raises:
         InputError: there is no such layer, or none would be left.
     """
-    found = {name: LAYER.search(name) for name in sorted(names, key=file_order)}
+    found = {name: LAYER.search(name) for name in names}
     layers = {int(match[1]) for match in found.values() if match}
     for layer in sorted(pruned):
         if layer not in layers:
@@ -54,11 +54,9 @@ def without_layers(names: Iterable[str], pruned: Collection[int]) -> tuple[dict[
             raise InputError(f"the model has no layer {layer} to prune", expected=known)
     numbers: dict[int, int] = {}
     following = 0
-    for match in filter(None, found.values()):
-        old = int(match[1])
-        if old not in pruned and old not in numbers:
-            numbers[old] = old if old < min(pruned) else following
-            following = numbers[old] + 1
+    for old in sorted(layers - set(pruned)):
+        numbers[old] = old if old < min(pruned) else following
+        following = numbers[old] + 1
     if not numbers:
         raise InputError("no layer would be left", expected=f"fewer than all {len(layers)} layers to prune")
     renamed = {

@@ -130,7 +130,8 @@ def retype(
     kept = _kept(plan, prune, keep_order)
     if prune:
         layers = without_layers((tensor.name for tensor in plan.tensors), prune)[1]
-        added |= {f"{Model.from_metadata(known).architecture}.block_count": uint32(layers)}
+        key = f"{Model.from_metadata(known).architecture}.block_count"
+        added = {name: value for name, value in added.items() if name != key} | {key: uint32(layers)}
     if preset is COPY:
         tensors = [replace(tensor, reason="copied") for _, tensor in kept]
         return Plan(_metadata(plan, stored_file_type(plan, known), added), tuple(tensors), plan.alignment)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import models
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType as T
+from peer import exact, llama_quantize
 
 from gguforge.quant.errors import DataError, InputError, OutputError
 from gguforge.quant.metadata import uint32
@@ -25,12 +23,7 @@ from gguforge.quant.roles import file_order, is_quantizable
 from gguforge.quant.rules import TypeChooser
 from gguforge.quant.sources import ArraySource
 from gguforge.quant.writer import write
-from gguforge.runtime.library import library
 
-exact = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"),
-    reason="elsewhere compilers fuse multiply and add in ggml: it differs",
-)
 SHAPES = {
     "grouped heads": {"layers": 8, "ffn": 256},
     "few layers, tied": {"layers": 3, "tied": True},
@@ -63,24 +56,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def llama_quantize(source: Path, target: Path, preset: str, guide: Guide | None = None) -> bool:
-    """The peer's result; whether it made one."""
-    llama_cpp = library()  # with its log hidden
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.nthread, parameters.ftype = 1, PRESETS[preset].file_type
-    if guide is not None:
-        entries = (llama_cpp.llama_model_imatrix_data * (len(guide.weights) + 1))()
-        for entry, (name, values) in zip(entries, guide.weights.items(), strict=False):
-            data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-            entry.name, entry.data, entry.size = name.encode(), data, values.size
-        parameters.imatrix = entries
-    return llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)) == 0
-
-
 def compare(source: Path, preset: str, folder: Path, guide: Guide | None = None) -> None:
     """Both make the same file, or both refuse. With importance, the tool adds metadata that its library does not."""
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
-    if not llama_quantize(source, theirs, preset, guide):
+    if not llama_quantize(source, theirs, preset, guide=guide):
         # Q2_K_S passes with a remark; rows too odd for Q1_0 get F16, where llama.cpp knows no way out.
         if preset not in ("Q2_K_S", "Q1_0"):
             with pytest.raises(InputError, match="needs an importance matrix"):
@@ -180,6 +159,25 @@ def test_metadata_overrides_stand_at_the_end(written: dict[str, Path]) -> None:
     made = retype(plan_of_file(read_gguf(written["odd rows"])), "Q8_0", metadata=pairs).metadata
     assert list(made)[-4:] == ["general.name", "a.flag", "a.count", "a.part"]
     assert [value.value for value in made.values()][-4:] == ["New", True, 3, 0.5]
+
+
+def test_the_rules_go_by_overridden_metadata(written: dict[str, Path]) -> None:
+    """As in llama-quantize, whose loader reads the overrides too."""
+    plan = plan_of_file(read_gguf(written["grouped heads"]))
+    made = retype(plan, "Q4_K_M", metadata=parse_pairs(["llama.block_count=int:16"]))
+    better = [t.name for t in made.tensors if t.type == T.Q6_K and "ffn_down" in t.name]
+    assert better == [f"blk.{i}.ffn_down.weight" for i in (0, 1, 4, 7)]  # an eighth of 16 layers, and every third
+
+
+def test_a_copy_without_file_type_gets_a_guess(written: dict[str, Path], tmp_path: Path) -> None:
+    plan = retype(plan_of_file(read_gguf(written["grouped heads"])), "Q4_K_M")
+    bare = {key: value for key, value in plan.metadata.items() if key != "general.file_type"}
+    source, ours, theirs = (tmp_path / f"{name}.gguf" for name in ("source", "ours", "theirs"))
+    write(replace(plan, metadata=bare), source, workers=1)
+    quantize(source, ours, "copy")
+    assert llama_quantize(source, theirs, "COPY")
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert read_gguf(ours).metadata["general.file_type"] == uint32(1024 + 15)
 
 
 @exact
