@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from real_models import REAL_MODELS
 
+from gguforge.quant.constants import GGML_QUANT_SIZES
 from gguforge.quant.errors import InputError
 from gguforge.quant.layer_sets import parse_layer_set
 from gguforge.quant.model import Model
@@ -20,7 +23,18 @@ from gguforge.quant.rule_files import BUILT_IN, find_rules, read_rules, rules_te
 from gguforge.quant.rule_tables import LADDERS, RuleTable, bits, climb
 from gguforge.quant.rules import Overrides, TypeChooser
 
+PAGE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
 PLAIN_DENSE = ("gemma-3-4b-it", "meta-llama-3.1-70b-instruct", "qwen3-0.6b", "qwen3-14b")
+TITLES = {
+    "DeepSeek V3.1": "deepseek-v3.1",
+    "GLM 4.6V": "glm-4.6v",
+    "gpt-oss 120B": "gpt-oss-120b",
+    "Nemotron 3 Nano 30B-A3B": "nvidia-nemotron-3-nano-30b-a3b",
+    "Qwen3 Coder Next": "qwen3-coder-next",
+    "Qwen3.5 397B-A17B": "qwen3.5-397b-a17b",
+    "Qwen3.6 27B (dense, hybrid)": "qwen3.6-27b",
+    "Step 3.5 Flash": "step-3.5-flash",
+}
 GUIDED = ("IQ3_XXS", "IQ4_XS", "Q4_0")  # their mixes ask for an importance matrix
 PLAIN = Overrides()
 HEAD = 'format = 1\nname = "mine"\n'
@@ -93,11 +107,43 @@ def test_modern_rules_on_a_pure_state_space_model() -> None:
     assert {found[f"blk.{i}.ssm_x.weight"] for i in range(16)} == {T.Q8_0}
 
 
-def test_a_mix_of_llama_cpp_can_be_written_as_a_table() -> None:
-    layers = 'layers = ["first 1/8", "last 1/8", "every 3 from 1/8"]\ntype = "Q6_K"'
-    text = rule(layers, "match = 'ffn_down|attn_v'") + rule('type = "Q6_K"', "match = '^output'")
-    written = with_table(text, HEAD + 'otherwise = "base"\n')
+def test_the_examples_of_the_page_are_tables() -> None:
+    example, mix = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert len(read_rules(example, "example").rules) == 1
+    written = with_table(mix, head="")
     assert written == {name: type for name, (type, _) in types("qwen3-0.6b", "Q4_K_M").items()}
+
+
+def test_the_ladders_of_the_page_are_the_ladders() -> None:
+    lines = "\n".join("    " + "  ".join(type.name for type in ladder) for ladder in LADDERS)
+    assert f"\n\n{lines}\n\n" in PAGE
+
+
+def test_the_page_numbers_the_rules() -> None:
+    modern = find_rules("modern")
+    assert modern is not None
+    numbers = re.findall(r"^\| (\d+(?:, \d+)*) \|", PAGE, re.MULTILINE)
+    assert [int(n) for words in numbers for n in words.split(", ")] == [rule.number for rule in modern.rules]
+
+
+def size(name: str, preset: str, overrides: Overrides) -> float:
+    """Bytes of a released model's tensors."""
+    shapes = REAL_MODELS[name].shapes
+    chosen = types(name, preset, overrides, importance=True, stored=T.F16)
+    sizes = {
+        tensor: GGML_QUANT_SIZES[type if len(shapes[tensor]) > 1 else T.F32] for tensor, (type, _) in chosen.items()
+    }
+    return sum(math.prod(shapes[tensor]) / size * nbytes for tensor, (size, nbytes) in sizes.items())
+
+
+def test_the_page_tells_what_modern_costs() -> None:
+    head, *rows = re.findall(r"^\| (.*?) \| (.*) \|$", PAGE[PAGE.index("| model | IQ2") :], re.MULTILINE)
+    presets, modern = head[1].split(" | "), Overrides(table=find_rules("modern"))
+    written = {title: cells for title, cells in rows if title in TITLES}
+    assert written.keys() == TITLES.keys()
+    for title, name in TITLES.items():
+        growth = [100 * (size(name, preset, modern) / size(name, preset, PLAIN) - 1) for preset in presets]
+        assert written[title] == " | ".join(f"{percent:.1f}" for percent in growth)
 
 
 def test_the_first_rule_that_applies_decides() -> None:
