@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,3 +39,24 @@ def chunk_bar(label: str, quiet: bool) -> Iterator[ChunkBar]:
         yield bar
     finally:
         bar.close()
+
+
+@contextmanager
+def stages_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar after the other on stderr, each under its own label; none when quiet or when stderr is no terminal."""
+    shown = not quiet and sys.stderr.isatty()
+    bars: dict[str, ChunkBar] = {}
+
+    def tell(label: str, done: int, total: int) -> None:
+        if label not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars.clear()
+            bars[label] = ChunkBar(label, shown)
+        bars[label](done, total)
+
+    try:
+        yield tell
+    finally:
+        for bar in bars.values():
+            bar.close()

@@ -22,6 +22,7 @@ COMMANDS = {
     "quantize": "Turn a GGUF file into a smaller one, byte for byte as llama-quantize does.",
     "calibrate": "Read text through a model into an importance matrix, as llama-imatrix does.",
     "evaluate": "Measure a model: perplexity, and divergence from a reference, as llama-perplexity does.",
+    "compare": "Compare files of one model: size against divergence, as a table and as a page with plots.",
     "inspect": "Show what is inside a GGUF file: metadata, tensors, types, chat template.",
     "distill": "Make a small model from a large one: soft targets, training.",
     "chat": "Talk to a GGUF model in the terminal.",

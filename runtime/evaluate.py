@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gguforge.quant.errors import InputError
 from gguforge.runtime.chunks import Text, read_text
@@ -38,7 +39,7 @@ SMALLEST_CHUNK = 4  # tokens; fewer leave nothing to score
 Progress = Callable[[int, int, float], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What was measured.
 
@@ -50,6 +51,8 @@ class Evaluation:
         perplexity: the model's.
         comparison: against the reference; None when there was none.
         overlap: share of the text's passages that the calibration text holds as well.
+        by_position: mean divergence at each position that is scored in a chunk, shape (positions a chunk,); empty
+            without a reference.
     """
 
     chunks: int
@@ -59,6 +62,7 @@ class Evaluation:
     perplexity: Estimate
     comparison: Comparison | None
     overlap: float
+    by_position: NDArray[np.float64]
 
 
 def evaluate(
@@ -116,6 +120,7 @@ def evaluate(
     return Evaluation(
         len(read.chunks), context, len(positions.surprise), read.sha256, perplexity(positions.surprise),
         None if theirs is None else summarize(positions), shared(passages, calibration),
+        np.mean(positions.divergence.reshape(len(read.chunks), -1), axis=0),
     )  # fmt: skip
 
 
