@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from gguforge.convert.architectures import find_architecture
@@ -29,7 +30,8 @@ from gguforge.quant.quantize import retype
 from gguforge.quant.rule_tables import RuleTable
 from gguforge.quant.rules import Overrides
 from gguforge.quant.sources import FileSource, Source
-from gguforge.quant.writer import write
+from gguforge.quant.splits import Limits, divide, named
+from gguforge.quant.writer import write_all
 
 Warn = Callable[[str], None]
 log = logging.getLogger("gguforge.convert")
@@ -94,6 +96,7 @@ def convert(
     pre: str | None = None,
     model_name: str | None = None,
     rules: RuleTable | None = None,
+    limits: Limits | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -103,6 +106,7 @@ def convert(
 
     Args:
         output: the file to write; it appears only when it is whole.
+        limits: split the output into files named after it (see `gguforge.quant.splits`); None for one file.
         workers: processes; None for the writer's choice.
         overwrite: replace an existing output.
         progress: receives the bytes written since its last call.
@@ -114,7 +118,8 @@ def convert(
         OutputError: the output exists, or cannot be written.
     """
     made = plan(checkpoint, type, pre=pre, model_name=model_name, rules=rules, warn=warn)
-    write(made, output, workers=workers, overwrite=overwrite, progress=progress)
+    plans = divide(made, replace(limits or Limits(), by_converter=True))
+    write_all(named(plans, output), workers=workers, overwrite=overwrite, progress=progress)
     return made
 
 
