@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import models
 import pytest
+from checkpoints import SMALL_K, Case, build
 from running import refused, run
 
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.writer import write
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "quant"))
-import models
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +56,12 @@ def test_a_wrong_table_is_one_clear_error(mixture: Path, tmp_path: Path) -> None
     refused(run(*words, "modrn"), "modrn: no such rules. Give a file, or one of: llama.cpp, modern.")
     refused(run("quantize", "--print-rules", "modrn"), "'modrn' is no built-in table. Tables: modern.")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_converting_takes_rules_too(tmp_path: Path) -> None:
+    folder, mine, out = build(Case(SMALL_K), tmp_path), tmp_path / "mine.toml", tmp_path / "m.gguf"
+    mine.write_text(
+        'format = 1\nname = "mine"\n[[rule]]\nmatch = "ffn_up"\ntype = "base+2"\nreason = "y"\n', encoding="utf-8"
+    )
+    assert run("convert", folder, "--type", "Q4_K_S", "--rules", mine, "-o", out).returncode == 0
+    assert {tensor.type for tensor in read_gguf(out).tensors if "ffn_up" in tensor.name} == {T.Q6_K}
