@@ -1,6 +1,6 @@
 """From a teacher's scores to what is kept of them: draws, the most probable tokens, or everything.
 
-Draws go by the inverse of the cumulative distribution, in two levels: first a block of 256 tokens by the blocks' sums,
+Draws go by the inverse of the cumulative distribution, in two levels: first a block of 64 tokens by the blocks' sums,
 then a token within it, so that only the few blocks that are hit are ever summed up token by token. Draws with
 replacement make a target that is right on average, while the most probable tokens alone are biased: Sparse Logit
 Sampling, https://arxiv.org/abs/2503.16870.
@@ -22,9 +22,9 @@ from gguforge.distill.shards import Floats, Halfs, Ids, Rows
 from gguforge.quant.errors import DataError
 
 Draws = Literal["independent", "stratified"]
-BLOCK = 256  # tokens of a block
+BLOCK = 64  # tokens of a block: few sums for large vocabularies, few tokens a draw for small ones
 WORKED_ON = 1 << 18  # scores at a time: 1 MiB, which stays in cache
-_HALVES = (128, 64, 32, 16, 8, 4, 2, 1)
+_HALVES = (32, 16, 8, 4, 2, 1)
 _PER_COUNTER = 4  # 64-bit numbers that Philox makes from one value of its counter
 
 Doubles = NDArray[np.float64]
@@ -63,7 +63,7 @@ def pick(masses: Masses, at: Doubles) -> Ids:
     np.cumsum(masses.sums, axis=1, dtype=np.float64, out=edges[:, 1:])
     total = edges[:, -1:]
     targets = np.minimum(at * total, np.nextafter(total, 0))
-    block = np.stack([np.searchsorted(edge[1:], target, "right") for edge, target in zip(edges, targets, strict=True)])
+    block = np.stack([edge.searchsorted(target, "right") for edge, target in zip(edges[:, 1:], targets, strict=True)])
     rest = targets - np.take_along_axis(edges, block, 1)
     share = rest / np.take_along_axis(masses.sums, block, 1)  # of the block's own mass
     chosen, back = np.unique(block + count * np.arange(rows)[:, None], return_inverse=True)

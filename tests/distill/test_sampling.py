@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguforge.distill.sampling import Draws, Masses, Reducer, Softmax, mixture, pick, uniforms
+from gguforge.distill.sampling import BLOCK, Draws, Masses, Reducer, Softmax, mixture, pick, uniforms
 from gguforge.distill.shards import Rows
 from gguforge.quant.errors import DataError
 
@@ -65,9 +65,9 @@ def test_picks_what_a_plain_search_picks(vocabulary: int, rows: int, draws: int,
     masses = draw.integers(0, 4, (rows, vocabulary)).astype(np.float32)
     masses[:, draw.integers(vocabulary)] += 1
     at = uniforms(seed, draw.integers(9, size=rows).astype(np.int32), draws, how)
-    padded = np.zeros((rows, -(-vocabulary // 256) * 256), np.float32)
+    padded = np.zeros((rows, -(-vocabulary // BLOCK) * BLOCK), np.float32)
     padded[:, :vocabulary] = masses
-    blocks = padded.reshape(-1, 256)
+    blocks = padded.reshape(-1, BLOCK)
     found = pick(Masses(blocks.sum(1).reshape(rows, -1), lambda wanted: blocks[wanted]), at)
     for row in range(rows):
         edges = np.cumsum(masses[row], dtype=np.float64)
