@@ -2,7 +2,9 @@
 
 The first file holds the metadata (and tensors, as a rule); every file holds some tensors and three keys: its number
 from 0, the number of files, and the number of tensors in all of them. Reading checks that the files belong together.
-Writing follows the peers, byte for byte: llama-quantize --keep-split, llama-gguf-split, and convert_hf_to_gguf.py.
+Writing follows the peers, byte for byte: llama-quantize --keep-split, llama-gguf-split, and convert_hf_to_gguf.py. What
+fits one file is no split model and gets neither a number nor the keys. Where pruning empties a file, on which
+llama-quantize dies, it goes; a first tensor above the limit, which llama-gguf-split refuses, has a file of its own.
 Source: llama.cpp, src/llama-model-loader.cpp, src/llama-quant.cpp, tools/gguf-split; gguf-py, gguf_writer.py.
 """
 
