@@ -127,6 +127,7 @@ def _prepare(part: Part, descriptor: int, size: int, fingerprint: str) -> None:
     """Take over what a stopped run of the same work left, or make `size` zero bytes."""
     if os.fstat(descriptor).st_size == size:
         part.records = part.journal.records(fingerprint)
+        part.done = "the work of an earlier run" if part.records else ""
     if not part.records:
         part.stale = part.journal.is_of_another(fingerprint)
         os.truncate(descriptor, 0)  # before the journal says so: never may it speak of another work's data

@@ -139,8 +139,8 @@ class Follower:
             state = self.hashes.state()
         self.hashes.back_to(state)
         self.part.begin(true, fingerprint)
+        self.part.done = self.hashes.in_words() if true else ""
         if true:
-            self.part.done = self.hashes.in_words()
             say(f"resuming: {self.part.done} are done")
 
     def expect(self, ends: Sequence[int]) -> None:
