@@ -7,7 +7,7 @@ estimated from draws, whose entropy is unknown. Names and formulas are those of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,39 +45,32 @@ class Measured:
     calibration_error: float
 
 
-def scores(model: Any, documents: Sequence[Document], device: Any) -> Iterator[NDArray[np.float32]]:
-    """A model's scores at the documents' positions, a few documents at a time."""
+def scores(model: Any, documents: Sequence[Document], device: Any) -> NDArray[np.float32]:
+    """A model's scores at the documents' positions, shape (positions, vocabulary)."""
     with evaluating(model):
-        for start in range(0, len(documents), BATCH):
-            out = run(model, make_batch(documents[start : start + BATCH], device)).scores
-            assert out is not None
-            yield out.float().cpu().numpy()
-
-
-def tokens(documents: Sequence[Document]) -> NDArray[np.int64]:
-    """The tokens that really came at the documents' positions."""
-    return np.concatenate([document.input_ids[document.positions + 1] for document in documents]).astype(np.int64)
+        out = run(model, make_batch(documents, device)).scores
+    assert out is not None
+    found: NDArray[np.float32] = out.float().cpu().numpy()
+    return found
 
 
 def measured(student: Any, teacher: Any, documents: Sequence[Document], device: Any) -> Measured:
     """Measure a student, beside its teacher if there is one."""
     parts: list[Positions] = []
     confidence, hits = [], []
-    start = 0
-    theirs = iter(()) if teacher is None else scores(teacher, documents, device)
-    wanted = tokens(documents).astype(np.int32)
-    for ours in scores(student, documents, device):
-        part = wanted[start : start + len(ours)]
-        start += len(ours)
+    for start in range(0, len(documents), BATCH):
+        some = documents[start : start + BATCH]
+        wanted = np.concatenate([document.input_ids[document.positions + 1] for document in some])
+        ours = scores(student, some, device)
         if teacher is None:
-            parts.append(measure(ours, part))
+            parts.append(measure(ours, wanted))
         else:
-            base = next(theirs)
+            base = scores(teacher, some, device)
             shared = min(ours.shape[1], base.shape[1])
-            parts.append(compare(ours[:, :shared], base[:, :shared], part))
+            parts.append(compare(ours[:, :shared], base[:, :shared], wanted))
         top = ours.max(axis=1, keepdims=True)
         confidence.append(1 / np.exp(ours - top).sum(axis=1))
-        hits.append(ours.argmax(axis=1) == part)
+        hits.append(ours.argmax(axis=1) == wanted)
     found = Positions.joined(parts)
     return Measured(
         positions=len(found.surprise),

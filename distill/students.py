@@ -74,7 +74,7 @@ def open_model(folder: Path) -> Any:
         raise InputError("config.json is missing", path=folder, remedy="Give the folder of a Hugging Face checkpoint.")
     kind = model_class(read_object(path), path)
     try:
-        return kind.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        return kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot be opened: {str(error).splitlines()[0]}", path=folder) from error
 

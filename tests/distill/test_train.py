@@ -1,0 +1,149 @@
+"""Recipes from end to end: text and teacher in, checkpoint, blocks and report out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import SMALL_K, Case, build, like
+from target_sets import manifest, random_document
+
+from gguforge.convert.conversion import plan
+from gguforge.distill.recipe import Recipe, read_recipe
+from gguforge.distill.shards import write_shard
+from gguforge.distill.targets import KEY, write_manifest
+from gguforge.distill.tokens import Tokenizer
+from gguforge.quant.errors import InputError
+from gguforge.quant.quantize import plan_of_file
+from gguforge.quant.reader import read_gguf
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from gguforge.distill.report import summary  # noqa: E402
+from gguforge.distill.train import Trained, train_recipe  # noqa: E402
+
+CONFIG = like(SMALL_K, num_hidden_layers=2, intermediate_size=256)
+TEXT = "the quick brown fox jumps over the lazy dog; she sells sea shells on the shore. "
+SCHEDULE = "steps = 4\nbatch = 2\nrate = 2e-4\nevaluate = 2\nsave = 2"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher, and text to train and to measure on."""
+    folder = tmp_path_factory.mktemp("train")
+    build(Case(CONFIG), folder).rename(folder / "teacher")
+    (folder / "text.txt").write_text(TEXT * 20)
+    (folder / "held-out.txt").write_text(TEXT * 4)
+    return folder
+
+
+def recipe(home: Path, body: str, data: str = 'text = ["text.txt"]') -> Recipe:
+    path = home / "recipe.toml"
+    path.write_text(
+        f'[data]\n{data}\nheld_out = ["held-out.txt"]\ncontext = 32\n[teacher]\ncheckpoint = "teacher"\n'
+        f'[hardware]\ndevice = "cpu"\nthreads = 1\n{body}\n[schedule]\n{SCHEDULE}\n'
+    )
+    return read_recipe(path)
+
+
+ONLINE = "[student]\nlayers = 1\n[losses]\nforward_kl = 0.9\ncross_entropy = 0.1\n"
+BLOCKS = '[student]\ncheckpoint = "teacher"\n[losses]\nforward_kl = 1\n[report]\nbaseline = false\n'
+
+
+def test_a_student_is_cut_trained_measured_and_saved(home: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+    trained = train_recipe(recipe(home, ONLINE), tmp_path, lambda name, step, losses: told.append((name, step)))
+    assert told == [(name, step) for name in ("student-0", "baseline-0") for step in range(1, 5)]
+    made = plan(tmp_path / "checkpoint", "Q4_K_M")
+    assert made.metadata["llama.block_count"].value == 1
+    found = json.loads((tmp_path / "report.json").read_text())
+    end = found["runs"]["student-0"]["end"]
+    assert end["positions"] > 20
+    assert 0 < end["divergence"] < found["runs"]["student-0"]["start"]["divergence"]
+    assert len(found["gaps"]["gap to the teacher closed"]) == 1
+    assert trained.memory.total > 4 * trained.parameters
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<svg") == 2
+    assert "student-0, after" in text
+    assert "http" not in text
+
+
+def test_a_finished_recipe_is_not_trained_again(home: Path, tmp_path: Path) -> None:
+    first = train_recipe(recipe(home, ONLINE), tmp_path)
+    told: list[str] = []
+    second = train_recipe(recipe(home, ONLINE), tmp_path, lambda name, step, losses: told.append(name))
+    assert not told
+    assert second.runs["student-0"].history == first.runs["student-0"].history
+    assert second.runs["student-0"].end == first.runs["student-0"].end
+
+
+def test_another_recipe_does_not_go_on_in_the_same_folder(home: Path, tmp_path: Path) -> None:
+    train_recipe(recipe(home, ONLINE), tmp_path)
+    with pytest.raises(InputError, match="checkpoint is of another recipe"):
+        train_recipe(recipe(home, ONLINE.replace("0.9", "0.8")), tmp_path)
+
+
+@pytest.mark.parametrize("scales_only", ["false", "true"])
+def test_blocks_that_are_trained_are_the_blocks_of_the_file(home: Path, tmp_path: Path, scales_only: str) -> None:
+    body = f'{BLOCKS}[blocks]\npreset = "Q4_K_M"\nrefresh = 3\nscales_only = {scales_only}\n'
+    trained = train_recipe(recipe(home, body), tmp_path)
+    file = plan_of_file(read_gguf(tmp_path / "model.gguf"))
+    checkpoint = plan(tmp_path / "checkpoint", "F32")
+    assert {tensor.type.name for tensor in file.tensors} == {"F32", "Q4_K", "Q6_K"}
+    assert {tensor.name for tensor in file.tensors} == {tensor.name for tensor in checkpoint.tensors}
+    rows = {tensor.name: tensor.source.rows(0, tensor.rows) for tensor in checkpoint.tensors}
+    for tensor in file.tensors:
+        assert np.array_equal(tensor.source.rows(0, tensor.rows), rows[tensor.name]), tensor.name
+    run = trained.runs["student-0"]
+    assert trained.unquantized is not None
+    assert trained.unquantized.divergence < 1e-6
+    assert run.start is not None
+    assert run.end is not None
+    assert run.end.divergence < run.start.divergence
+    assert any("recovered" in line for line in summary(trained))
+
+
+def random_targets(home: Path, folder: Path, tokenizer: str | None = None) -> None:
+    """Targets that stand for the teacher's tokenizer, of random contents."""
+    with Tokenizer.open(home / "teacher") as opened:
+        sha256 = tokenizer or opened.identity.sha256
+    made = replace(manifest(vocabulary=CONFIG["vocab_size"]), tokenizer_sha256=sha256)
+    folder.mkdir()
+    write_manifest(folder, made)
+    draw = np.random.default_rng(0)
+    documents = [random_document(draw, made.layout, 24) for _ in range(5)]
+    write_shard(folder / made.shard_name(0), documents, made.layout, {KEY: made.key})
+
+
+OFFLINE = '[student]\nconfig = "teacher/config.json"\n[losses]\nsampled_kl = 0.9\ncross_entropy = 0.1\n'
+
+
+def trained_offline(home: Path, output: Path, targets: Path, **changes: Any) -> Trained:
+    body = recipe(home, OFFLINE, f'targets = "{targets}"')
+    return train_recipe(replace(body, schedule=replace(body.schedule, **changes)), output)
+
+
+def test_a_student_learns_from_stored_targets_with_several_seeds(home: Path, tmp_path: Path) -> None:
+    random_targets(home, tmp_path / "targets")
+    trained = trained_offline(home, tmp_path / "out", tmp_path / "targets", seeds=(1, 2, 3), steps=6, rate=1e-3)
+    assert list(trained.runs) == [f"{kind}-{seed}" for seed in (1, 2, 3) for kind in ("student", "baseline")]
+    losses = [trained.runs[f"student-{seed}"].history.losses for seed in (1, 2, 3)]
+    assert losses[0] != losses[1]
+    assert all(run[-1] < run[0] for run in losses)
+
+
+def test_targets_of_another_tokenizer_are_refused(home: Path, tmp_path: Path) -> None:
+    random_targets(home, tmp_path / "targets", tokenizer="33" * 32)
+    with pytest.raises(InputError, match="another tokenizer"):
+        trained_offline(home, tmp_path / "out", tmp_path / "targets")
+
+
+def test_states_of_another_width_are_refused(home: Path, tmp_path: Path) -> None:
+    body = "[student]\nhidden_size = 64\n[losses]\nhidden_mse = 1\n"
+    with pytest.raises(InputError, match="models of one width"):
+        train_recipe(recipe(home, body), tmp_path)
