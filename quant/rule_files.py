@@ -160,15 +160,15 @@ def _rule(number: int, data: Any, roles: Mapping[str, re.Pattern[str]], path: st
     when = Section(rule.take("when", dict, {}), path, f"rule {number}: when: ")
     when.only(CONDITIONS)
     tests += [_condition(when, key) for key in when.data]
-    if not {"type", "at_least", "at_most"} & rule.data.keys() or {"type"} < rule.data.keys() & {
-        "type",
-        "at_least",
-        "at_most",
-    }:
+    return Rule(number, reason.strip(), tuple(tests), rule.data.get("type") == "keep", **_decision(rule))
+
+
+def _decision(rule: Section) -> dict[str, Target]:
+    """What a rule does: a type, or bounds; nothing to resolve if it keeps."""
+    given = {key for key in ("type", "at_least", "at_most") if key in rule.data}
+    if not given or ("type" in given and len(given) > 1):
         rule.fail("no single decision", expected="type, or at_least and at_most, or one of these")
-    keep = rule.data.get("type") == "keep"
-    targets = {key: _target(rule, key) for key in ("type", "at_least", "at_most") if key in rule.data and not keep}
-    return Rule(number, reason.strip(), tuple(tests), keep, **targets)
+    return {key: _target(rule, key) for key in given if rule.data[key] != "keep" or key != "type"}
 
 
 def _names(rule: Section, roles: Mapping[str, re.Pattern[str]]) -> Test:
