@@ -91,7 +91,9 @@ def test_another_recipe_does_not_go_on_in_the_same_folder(home: Path, tmp_path: 
 @pytest.mark.parametrize("scales_only", ["false", "true"])
 def test_blocks_that_are_trained_are_the_blocks_of_the_file(home: Path, tmp_path: Path, scales_only: str) -> None:
     body = f'{BLOCKS}[blocks]\npreset = "Q4_K_M"\nrefresh = 3\nscales_only = {scales_only}\n'
-    trained = train_recipe(recipe(home, body), tmp_path)
+    read = recipe(home, body)
+    longer = replace(read, schedule=replace(read.schedule, steps=20, batch=4))
+    trained = train_recipe(longer, tmp_path)
     file = plan_of_file(read_gguf(tmp_path / "model.gguf"))
     checkpoint = plan(tmp_path / "checkpoint", "F32")
     assert {tensor.type.name for tensor in file.tensors} == {"F32", "Q4_K", "Q6_K"}
