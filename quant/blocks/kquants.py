@@ -127,6 +127,11 @@ def fold(levels: Bytes, bits: int) -> Bytes:
     return (words[:, :half] | words[:, half:] << np.uint64(bits)).view(np.uint8)
 
 
+def pack_1bit(levels: Bytes) -> Bytes:
+    """Levels 0..1, shape (n, 256), eight to a byte as Q3_K and Q5_K store their highest bits: shape (n, 32)."""
+    return fold(fold(fold(levels, 4), 2), 1)
+
+
 def pack_2bit(levels: Bytes) -> Bytes:
     """Levels 0..3, shape (n, 256), four to a byte as Q2_K and Q3_K store them: shape (n, 64)."""
     return fold(fold(levels.reshape(-1, 128), 4), 2).reshape(-1, 64)
@@ -174,7 +179,7 @@ class Q2_K(
 
 
 class Q3_K(
-    GroupedBlock, type=T.Q3_K, size=SUPER, tile=256, importance="twice", group=16, levels=(-4, 3),
+    GroupedBlock, type=T.Q3_K, size=SUPER, tile=1024, importance="twice", group=16, levels=(-4, 3),
     hmask=(u1, 32), qs=(u1, 64), scales=(u1, 12), d=f2,
 ):  # fmt: skip
     """3-bit levels; 16 groups of 16 with 6-bit signed scales: 3.4375 bpw."""
@@ -214,8 +219,8 @@ class Q3_K(
 
     @staticmethod
     def put_codes(codes: Bytes, out: Blocks) -> None:
-        high_bits = (codes > 3).reshape(-1, 8, 32)
-        out["hmask"] = np.packbits(high_bits, axis=1, bitorder="little").reshape(-1, 32)
+        codes = codes.reshape(-1, SUPER)
+        out["hmask"] = pack_1bit(codes >> u8(2))
         out["qs"] = pack_2bit(codes & u8(3))
 
 
@@ -303,7 +308,7 @@ class Q5_K(
     @staticmethod
     def put_codes(codes: Bytes, out: Blocks) -> None:
         out["qs"] = fold((codes & u8(15)).reshape(-1, 64), 4).reshape(-1, 128)
-        out["qh"] = np.packbits((codes > 15).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
+        out["qh"] = pack_1bit(codes.reshape(-1, SUPER) >> u8(4))
 
 
 class Q6_K(

@@ -58,7 +58,7 @@ class AffineFit:
         self.error = self._error(self.best_scale, self.low)
         for k in range(steps + 1):
             reach = f32(first) + f32(step) * f32(k) + f32(nmax)
-            self._try(reach / (high - self.low), over=reach > nmax + 0.49)
+            self._try(reach / (high - self.low), over=bool(reach > nmax + 0.49))
         self.scale: Floats = np.where(self.flat, f32(0), self.best_scale)
         self.minimum: Floats = np.where(self.flat, -x[0], -self.low)
 
