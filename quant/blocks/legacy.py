@@ -202,7 +202,8 @@ class Q8_0(GroupedBlock, type=T.Q8_0, size=SIZE, tile=TILE, levels=(-127, 127), 
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
         lanes = as_lanes(x)
         top, bottom = extremes(lanes)
-        d: Floats = np.maximum(top, -bottom) / f32(127) + f32(0)  # -0 becomes +0
+        peak: Floats = np.maximum(top, -bottom)
+        d = peak / f32(127) + f32(0)  # -0 becomes +0
         inverse = reciprocal(d)
         np.multiply(lanes, per_lane(inverse), out=lanes)
         out["d"] = d

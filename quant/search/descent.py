@@ -31,8 +31,10 @@ class Moves(NamedTuple):
     sum_lx: Floats
     sum_l2: Floats
 
-    def __getitem__(self, chosen: Indices) -> Moves:
-        return Moves(*(values.take(chosen) for values in self))
+    def chosen(self, at: Indices) -> Moves:
+        """Some of them."""
+        row, column, level, sum_lx, sum_l2 = self
+        return Moves(row.take(at), column.take(at), level.take(at), sum_lx.take(at), sum_l2.take(at))
 
 
 class DescentFit:
@@ -79,7 +81,10 @@ class DescentFit:
             going = np.flatnonzero((nearest < size) & (sweep < self.SWEEPS))
             first, number = np.flatnonzero(ahead == nearest[moves.column]), np.empty(len(groups), np.intp)
             number[moves.column[first]] = first
-            moves, groups = moves[number[going]], groups[going]  # in order of groups: those of a cache line together
+            moves, groups = (
+                moves.chosen(number[going]),
+                groups[going],
+            )  # in order of groups: those of a cache line together
             self.level[moves.row, groups] = moves.level
             self.sum_lx[groups], self.sum_l2[groups] = moves.sum_lx, moves.sum_l2
             x, level = x.take(going, axis=1), self.level.take(groups, axis=1)  # x[:, going] would come out transposed
@@ -104,7 +109,7 @@ class DescentFit:
         lx += wx * new
         l2 += w * new * new
         better = (new != old) & (l2 > 0) & (lx * lx * sum_l2 > sum_lx * sum_lx * l2)
-        return Moves(row, column, new, lx, l2)[np.flatnonzero(better)]
+        return Moves(row, column, new, lx, l2).chosen(np.flatnonzero(better))
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
         """The kept levels plus nmax for some groups, shape (group size, len(groups)); 0 for a zero group."""
