@@ -8,6 +8,7 @@ from gguforge.cli.lazy import LazyGroup
 
 COMMANDS = {
     "collect": "Write down what a teacher expects after every token of a text: soft targets.",
+    "train": "Train a student by a recipe, on the very blocks that it will ship in if you like.",
 }
 """Every command of the group with its one-line help."""
 
@@ -19,4 +20,5 @@ def command() -> None:
     \b
     Examples:
       gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/
+      gguforge distill train recipe.toml -o student/
     """

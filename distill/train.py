@@ -42,6 +42,7 @@ ACTIVITY_BATCHES = 16  # batches of text on which channels are chosen
 PROBED_TOKENS = 128  # a document's share of them
 
 Tell = Callable[[str, int, dict[str, float]], None]
+Announce = Callable[[int, Footprint], None]
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,19 @@ def _check_targets(targets: Targets, tokenizer: Tokenizer, home: Path) -> None:
 
 
 def train_recipe(
-    recipe: Recipe, output: str | os.PathLike[str], tell: Tell = lambda name, step, losses: None
+    recipe: Recipe,
+    output: str | os.PathLike[str],
+    tell: Tell = lambda name, step, losses: None,
+    announce: Announce = lambda parameters, memory: None,
 ) -> Trained:
     """Train all that a recipe asks for, and write the results.
 
     Args:
         recipe: from `read_recipe`.
         output: the folder for everything; made if need be.
-        tell: called in the first process after each step, with the run's name.
+        tell: called after each step with the run's name, its step and its losses.
+        announce: called before the first run with the student's parameters and the memory that a process will need;
+            both are called in the first process alone.
 
     Raises:
         GGUForgeError: an input cannot be used, the recipe changed since the folder's checkpoints were written, or
@@ -185,6 +191,8 @@ def train_recipe(
                 if first:
                     memory = expected_memory(shop, student)
                     parameters = sum(weight.numel() for weight in student.parameters())
+                    if group.first:
+                        announce(parameters, memory)
                     unquantized = shop.worth(student) if recipe.blocks is not None else None
                 runs[name] = _run(shop, name, seed, losses, student, first, tell if group.first else _silent)
         trained = Trained(recipe, runs, unquantized, memory, parameters)
