@@ -46,6 +46,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 )
 @click.option("--shard-bytes", type=click.IntRange(1), help="Text of a shard.  [default: 262144; 8192 with --full]")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
+@click.option("--device", help="What torch computes a checkpoint on: cpu, cuda...  [default: a GPU where there is one]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was collected as JSON.")
 @quiet_option
 def command(
@@ -59,6 +60,7 @@ def command(
     weights: tuple[float, ...],
     shard: tuple[int, int],
     threads: int | None,
+    device: str | None,
     as_json: bool,
     quiet: bool,
     **settings: Any,
@@ -67,6 +69,8 @@ def command(
 
     By default 50 tokens are drawn from each distribution: right on average, in about 45 bytes a token. Run the same
     command again to go on with a run that was stopped. Several teachers with one tokenizer are mixed.
+
+    TEACHER is a GGUF file, or the folder of a Hugging Face checkpoint (needs torch and transformers).
 
     \b
     Examples:
@@ -85,7 +89,7 @@ def command(
     kind, size = ("top-k", top_k) if top_k else ("full", 0) if full else ("sampled", draws)
     chosen = Settings(kind=kind, size=size, draws="stratified" if stratified else "independent", **settings)  # type: ignore[arg-type]
     sources = [
-        TeacherSource(teacher, weight, threads)
+        TeacherSource(teacher, weight, threads, device)
         for teacher, weight in zip(teachers, weights or [1.0] * len(teachers), strict=True)
     ]
     with _bar(quiet) as progress:

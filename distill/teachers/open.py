@@ -17,11 +17,13 @@ class TeacherSource:
         place: a GGUF file or a checkpoint's folder.
         weight: its share of a mixture.
         threads: None for the physical cores.
+        device: that torch computes a checkpoint on; None for a GPU where there is one.
     """
 
     place: str
     weight: float = 1.0
     threads: int | None = None
+    device: str | None = None
 
 
 def open_teacher(source: TeacherSource, context: int) -> Teacher:
@@ -35,4 +37,8 @@ def open_teacher(source: TeacherSource, context: int) -> Teacher:
         from gguforge.distill.teachers.gguf import GGUFTeacher
 
         return GGUFTeacher.open(path, context=context, threads=source.threads)
-    raise InputError("no such teacher", path=source.place, expected="a GGUF file")
+    if path.is_dir():
+        from gguforge.distill.teachers.checkpoint import CheckpointTeacher
+
+        return CheckpointTeacher.open(path, context=context, threads=source.threads, device=source.device)
+    raise InputError("no such teacher", path=source.place, expected="a GGUF file or a checkpoint's folder")
