@@ -10,8 +10,9 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from gguforge.quant.plan import Plan
 from gguforge.quant.quantize import plan_of_file
@@ -123,9 +124,9 @@ def compare(
     tell = progress or (lambda label, done, total: None)
     base = read_model(reference)
 
-    def measured(path: str | os.PathLike[str], label: str, limit: int | None) -> Evaluation:
+    def measured(path: str | os.PathLike[str], label: str) -> Evaluation:
         return evaluate(
-            path, text, against=reference, context=context, chunks=limit, threads=threads,
+            path, text, against=reference, context=context, chunks=chunks, threads=threads,
             progress=lambda done, total, _: tell(label, done, total),
         )  # fmt: skip
 
@@ -134,14 +135,13 @@ def compare(
 
     expected = answered(reference)
     found = []
-    for path in files:
-        file = read_model(path)
-        name = Path(path).name
-        whole = measured(path, name, chunks)
-        one_part = partial(measured, label=name, limit=part_chunks)
-        parts = _parts(base, file, one_part, scratch, tell) if part_chunks else {}
-        said = tuple(marked(ours, theirs) for ours, theirs in zip(answered(path), expected, strict=True))
-        found.append(Candidate(Path(path), type_name(file), plan_of_file(file), file.size, whole, parts, said))
+    with _PartMeter(base, text, context, part_chunks, threads, scratch) as meter:
+        for path in files:
+            file = read_model(path)
+            whole = measured(path, Path(path).name)
+            parts = meter.parts(file, tell) if part_chunks else {}
+            said = tuple(marked(ours, theirs) for ours, theirs in zip(answered(path), expected, strict=True))
+            found.append(Candidate(Path(path), type_name(file), plan_of_file(file), file.size, whole, parts, said))
     found.sort(key=lambda one: one.nbytes)
     return Report(
         Path(reference), type_name(base), base.size, Path(text), tuple(found), tuple(prompts), tuple(expected),
@@ -149,22 +149,52 @@ def compare(
     )  # fmt: skip
 
 
-def _parts(
-    base: GGUFFile,
-    file: GGUFFile,
-    measured: Callable[[Path], Evaluation],
-    scratch: str | os.PathLike[str] | None,
-    tell: Progress,
-) -> dict[Part, float]:
-    """The mean divergence that each part of a file causes alone."""
-    found = {}
-    parts = differing_parts(base, file)
-    with tempfile.TemporaryDirectory(prefix="gguforge-compare-", dir=scratch) as folder:
+class _PartMeter:
+    """Measures parts of files: the reference's log-probabilities are computed once and kept in a file meanwhile.
+
+    They have 16 bits each, as in llama.cpp's files, which leaves a mean over some hundred positions within 1e-5 nats.
+    """
+
+    def __init__(
+        self,
+        base: GGUFFile,
+        text: str | os.PathLike[str],
+        context: int,
+        chunks: int,
+        threads: int | None,
+        scratch: str | os.PathLike[str] | None,
+    ) -> None:
+        self._base, self._text, self._context, self._chunks, self._threads = base, text, context, chunks, threads
+        self._folder = tempfile.TemporaryDirectory(prefix="gguforge-compare-", dir=scratch)
+        self._logits: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._folder.cleanup()
+
+    def parts(self, file: GGUFFile, tell: Progress) -> dict[Part, float]:
+        """The mean divergence that each part of a file causes alone, in nats."""
+        found = {}
+        path = Path(self._folder.name) / "hybrid.gguf"
+        parts = differing_parts(self._base, file)
         for done, (part, names) in enumerate(parts.items()):
-            path = Path(folder) / "hybrid.gguf"
-            write(hybrid(base, file, names), path, workers=1, overwrite=True)
-            comparison = measured(path).comparison
-            assert comparison is not None
-            found[part] = comparison.mean.value
+            write(hybrid(self._base, file, names), path, workers=1, overwrite=True)
+            found[part] = self._divergence(path)
             tell(f"{file.path.name} by parts", done + 1, len(parts))
-    return found
+        return found
+
+    def _divergence(self, path: Path) -> float:
+        if self._logits is None:
+            logits = Path(self._folder.name) / "reference.kld"
+            self._evaluate(self._base.path, text=self._text, save_base=logits, chunks=self._chunks)
+            self._logits = logits
+        comparison = self._evaluate(path, text=None, against=self._logits).comparison
+        assert comparison is not None
+        return comparison.mean.value
+
+    def _evaluate(self, path: Path, **given: Any) -> Evaluation:
+        return evaluate(path, context=self._context, threads=self._threads, **given)
