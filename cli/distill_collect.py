@@ -47,6 +47,8 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 @click.option("--shard-bytes", type=click.IntRange(1), help="Text of a shard.  [default: 262144; 8192 with --full]")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
 @click.option("--device", help="What torch computes a checkpoint on: cpu, cuda...  [default: a GPU where there is one]")
+@click.option("--tokenizer", type=click.Path(), help="A server's tokenizer: a GGUF file or a checkpoint's folder.")
+@click.option("--api-key-env", metavar="NAME", help="The environment variable that holds a server's key.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was collected as JSON.")
 @quiet_option
 def command(
@@ -61,6 +63,8 @@ def command(
     shard: tuple[int, int],
     threads: int | None,
     device: str | None,
+    tokenizer: str | None,
+    api_key_env: str | None,
     as_json: bool,
     quiet: bool,
     **settings: Any,
@@ -70,13 +74,15 @@ def command(
     By default 50 tokens are drawn from each distribution: right on average, in about 45 bytes a token. Run the same
     command again to go on with a run that was stopped. Several teachers with one tokenizer are mixed.
 
-    TEACHER is a GGUF file, or the folder of a Hugging Face checkpoint (needs torch and transformers).
+    TEACHER is a GGUF file, the folder of a Hugging Face checkpoint (needs torch and transformers), or the address of a
+    server like OpenAI's that gives log-probabilities of the prompt; a server gives top-k targets only.
 
     \b
     Examples:
       gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/
       gguforge distill collect teacher-f16.gguf -f chats.jsonl -c 2048 -o targets/
       gguforge distill collect code.gguf prose.gguf --weight 2 --weight 1 -f text.txt -o targets/
+      gguforge distill collect http://127.0.0.1:8000/v1 --tokenizer model/ --top-k 100 -f text.txt -o targets/
       gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/ --shard 1/2   # 2/2 on the other laptop
     """
     if (top_k is not None) + full + stratified > 1:
@@ -89,7 +95,7 @@ def command(
     kind, size = ("top-k", top_k) if top_k else ("full", 0) if full else ("sampled", draws)
     chosen = Settings(kind=kind, size=size, draws="stratified" if stratified else "independent", **settings)  # type: ignore[arg-type]
     sources = [
-        TeacherSource(teacher, weight, threads, device)
+        TeacherSource(teacher, weight, threads, device, tokenizer, api_key_env)
         for teacher, weight in zip(teachers, weights or [1.0] * len(teachers), strict=True)
     ]
     with _bar(quiet) as progress:
