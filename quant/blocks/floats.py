@@ -8,9 +8,11 @@ import numpy as np
 
 from gguforge.quant.blocks.base import Block, Bytes, Floats, f2
 from gguforge.quant.constants import GGMLQuantizationType as T
+from gguforge.quant.search.base import f32, scratch
 
-TILE = 1 << 13  # elements cast at once: temporaries stay in the cache and below the size that malloc maps afresh
-CHECKED = 1 << 15  # 16-bit elements looked at at once, likewise
+u32 = np.uint32
+TILE = 1 << 16  # elements cast at once: few enough for the cache
+CHECKED = 1 << 15  # 16-bit elements looked at at once: below the size that malloc maps afresh
 
 
 class Plain(Block, abstract=True):
@@ -22,7 +24,7 @@ class Plain(Block, abstract=True):
         out = np.empty(x.size, cls.layout["value"])
         with np.errstate(over="ignore"):
             for start in range(0, x.size, TILE):
-                out[start : start + TILE] = cls.from_float(x[start : start + TILE])
+                cls.from_float(x[start : start + TILE], out[start : start + TILE])
         return out.view(np.uint8).reshape(*rows.shape[:-1], -1)
 
     @classmethod
@@ -34,9 +36,9 @@ class Plain(Block, abstract=True):
         return out.reshape(*data.shape[:-1], -1)
 
     @staticmethod
-    def from_float(x: Floats) -> Any:
-        """Elements in the type's own form."""
-        raise NotImplementedError
+    def from_float(x: Floats, out: Any) -> None:
+        """Elements in the type's own form, into `out`."""
+        out[...] = x
 
     @staticmethod
     def to_float(values: Any, out: Floats) -> None:
@@ -47,17 +49,45 @@ class Plain(Block, abstract=True):
 class F32(Plain, type=T.F32, size=1, value="<f4"):
     """IEEE single precision."""
 
-    @staticmethod
-    def from_float(x: Floats) -> Any:
-        return x
-
 
 class F16(Plain, type=T.F16, size=1, value=f2):
-    """IEEE half precision, rounded to nearest, ties to even."""
+    """IEEE half precision, rounded to nearest, ties to even.
+
+    NumPy casts one number after the other. Here the arithmetic of float32 does the work, for many at once; only NaN,
+    and on the way back infinity, are left to NumPy.
+    """
 
     @staticmethod
-    def from_float(x: Floats) -> Any:
-        return x.astype(f2)
+    def from_float(x: Floats, out: Any) -> None:
+        if np.isnan(x.max()):
+            out[...] = x
+            return
+        word, half = x.view(np.uint32), np.abs(x, out=scratch("half", x.shape))
+        half *= f32(2.0**112)  # what is too large for a half becomes infinite
+        half *= f32(2.0**-110)
+        power = scratch("power", x.shape)
+        np.bitwise_and(word, u32(0x7F800000), out=power.view(np.uint32))  # the power of two in x, at least 2^-14
+        power.clip(f32(2.0**-14), f32(np.inf), out=power)
+        half += np.multiply(power, f32(2.0**15), out=power)  # rounds: what lies 12 places below the power is cut off
+        bits, sign = half.view(np.uint32), power.view(np.uint32)
+        mantissa = np.bitwise_and(bits, u32(0xFFF), out=scratch("mantissa", x.shape).view(np.uint32))
+        bits >>= u32(13)
+        bits &= u32(0x7C00)
+        bits += mantissa  # a mantissa of 12 bits adds one to the exponent
+        np.right_shift(word, u32(16), out=sign)
+        sign &= u32(0x8000)
+        out.view("<u2")[...] = np.bitwise_or(bits, sign, out=bits)
+
+    @staticmethod
+    def to_float(values: Any, out: Floats) -> None:
+        if not exponents_below(values.view(np.uint8), 0x7C00):
+            out[...] = values
+            return
+        bits = out.view(np.int32)
+        bits[...] = values.view("<i2")
+        bits <<= 13  # exponent and mantissa where float32 has them, and copies of the sign
+        bits &= np.int32(-0x70000001)
+        out *= f32(2.0**112)  # the other bias; the small ones without a leading one are right as well
 
     @classmethod
     def is_finite(cls, data: Bytes) -> bool:
@@ -68,13 +98,16 @@ class BF16(Plain, type=T.BF16, size=1, value="<u2"):
     """The upper half of single precision, rounded to nearest, ties to even; a NaN stays one (quiet)."""
 
     @staticmethod
-    def from_float(x: Floats) -> Any:
-        bits = x.view(np.uint32)
-        rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-        nan = (bits & 0x7FFFFFFF) > 0x7F800000
-        if nan.any():
-            rounded = np.where(nan, bits >> 16 | 64, rounded)
-        return rounded
+    def from_float(x: Floats, out: Any) -> None:
+        word = x.view(np.uint32)
+        bits = np.right_shift(word, u32(16), out=scratch("bits", x.shape).view(np.uint32))
+        bits &= u32(1)
+        bits += u32(0x7FFF)
+        bits += word
+        bits >>= u32(16)
+        if np.isnan(x.max()):
+            bits[...] = np.where(np.isnan(x), word >> u32(16) | u32(64), bits)
+        out[...] = bits
 
     @staticmethod
     def to_float(values: Any, out: Floats) -> None:

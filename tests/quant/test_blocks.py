@@ -209,6 +209,24 @@ def test_bf16_keeps_nan_a_nan() -> None:
     assert encode(x, T.BF16).view(np.uint16).tolist() == [[0x7FC0, 0xFFC0, 0x7F80, 0x0002]]
 
 
+def test_every_half_is_decoded_as_numpy_does() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    for chosen in (halves, halves[np.isfinite(halves)]):  # with infinity and NaN, and without
+        expected = chosen.astype(np.float32)
+        assert np.array_equal(decode(chosen.view(np.uint8), T.F16).view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("type", [T.F16, T.BF16])
+def test_any_float_is_cast_as_ggml_does(type: T) -> None:
+    bits = np.random.default_rng(5).integers(0, 1 << 32, (2, 1 << 17), dtype=np.uint32)
+    bits[1] = bits[1] & 0x8FFFFFFF | 0x30000000  # around the halves
+    x = bits.view(np.float32)
+    for row in x:
+        row[np.isnan(row)] = 0
+        ours = encode(row[None], type)
+        assert (ours == ggml.encode(row[None], type, ours.size)).all()
+
+
 def test_unknown_type_is_one_clear_error() -> None:
     with pytest.raises(InputError, match="Q8_K is not supported"):
         encode(np.zeros((1, 256), np.float32), T.Q8_K)
