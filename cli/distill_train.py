@@ -27,7 +27,7 @@ Tell = Callable[[str, int, dict[str, float]], None]
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @quiet_option
 def command(recipe: str, output: str, as_json: bool, quiet: bool) -> None:
-    """Train a student by RECIPE, a TOML file; see docs/distill.md for all it can say.
+    """Train a student by RECIPE, a TOML file; see docs/recipes.md for all it can say.
 
     Run the same command again to go on with a run that was stopped. With [blocks] in the recipe the student is trained
     on the blocks of a preset, and OUTPUT/model.gguf holds those very blocks. Several processes, on one machine or more,

@@ -185,11 +185,13 @@ class BlocksPart:
         preset: the mix of block types, as `gguforge quantize` knows them.
         refresh: steps between two searches for scales.
         scales_only: freeze the levels and train the scales.
+        imatrix: an importance matrix, which guides every search for scales.
     """
 
     preset: str
     refresh: int = 50
     scales_only: bool = False
+    imatrix: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ from gguforge.distill.tokens import Tokenizer
 from gguforge.distill.trainer import History, Trainer
 from gguforge.quant.errors import InputError
 from gguforge.quant.files import replacing
+from gguforge.quant.imatrix import read_imatrix
+from gguforge.quant.quantize import Guide
 from gguforge.quant.writer import write
 
 if TYPE_CHECKING:
@@ -260,7 +262,8 @@ def _grid(shop: Workshop, part: BlocksPart, student: Any, folder: Path) -> Grid:
     if shop.group.first and not (source / "config.json").is_file():
         students.save_model(student, source, shop.home)
     shop.group.wait()
-    plan = plan_blocks(source, part.preset)
+    guide = None if part.imatrix is None else Guide.from_matrix(read_imatrix(part.imatrix), str(part.imatrix))
+    plan = plan_blocks(source, part.preset, guide=guide)
     weights = dict(student.named_parameters())
     return Grid(weights, plan, placements(plan, source), part.refresh, part.scales_only)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from gguforge.distill.recipe import read_recipe
+from gguforge.distill.recipe import Recipe, read_recipe
 from gguforge.quant.errors import InputError
 
 SMALLEST = """
@@ -116,3 +119,24 @@ def test_the_key_tells_what_decides_the_weights(tmp_path: Path) -> None:
         read_recipe(write(tmp_path, SMALLEST + "[hardware]\nthreads = 1\n[report]\nbaseline = false\n")).key == one.key
     )
     assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nseeds = [5]\n")).key != one.key
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_recipes_names_every_key_and_no_other() -> None:
+    named = {key for row in PAGE.splitlines() if row.startswith("|") for key in re.findall(r"`(\w+)`", row)}
+    known = {one.name for part in get_type_hints(Recipe).values() for kind in kinds(part) for one in fields(kind)}
+    assert named == known
+
+
+def kinds(hint: Any) -> list[Any]:
+    """The dataclasses in a type hint."""
+    return [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_recipes_of_the_page_are_read(tmp_path: Path, number: int) -> None:
+    section = PAGE.split("\n## ")[1 + number]
+    example = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
+    assert read_recipe(write(tmp_path, example)).losses.weights()
