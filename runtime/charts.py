@@ -72,15 +72,16 @@ def position_plot(report: Report) -> str:
         axes.plot(first + step * (np.arange(len(smooth)) + 0.5), smooth, color=color, label=one.type)
     if all(one.divergence > 0 for one in report.candidates):
         axes.set_yscale("log")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=2)
+    figure.legend(loc="outside lower center", frameon=False, labelcolor=INK, fontsize=9, ncols=6)
     return _svg(figure)
 
 
 def part_plot(candidate: Candidate) -> str:
-    """A heat map: the divergence that each layer's tensors of each kind cause alone."""
+    """A heat map: the divergence that each layer's tensors of each kind cause alone; colours go by its logarithm."""
     kinds, layers, values = part_table(candidate.parts)
     figure, axes = _axes("", "", height=1.2 + 0.34 * len(layers), width=2.0 + 0.85 * len(kinds))
-    mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap="viridis", edgecolors="none")
+    shown = np.ma.masked_less_equal(np.ma.masked_invalid(values), 0)
+    mesh = axes.pcolormesh(shown, cmap="viridis", edgecolors="none", norm="log" if shown.count() else None)
     axes.set_xticks(np.arange(len(kinds)) + 0.5, kinds, rotation=30, ha="right", color=INK)
     axes.set_yticks(np.arange(len(layers)) + 0.5, layers, color=INK)
     axes.invert_yaxis()

@@ -40,11 +40,12 @@ def _types(candidate: Candidate) -> str:
     """Share of bytes by type, the largest first: `Q4_K 71 %, Q6_K 29 %`."""
     count = types_count(candidate.plan)
     whole = sum(nbytes for _, nbytes in count.values()) or 1
-    return ", ".join(f"{kind.name} {100 * nbytes / whole:.0f} %" for kind, (_, nbytes) in count.items())
+    shares = ((kind.name, round(100 * nbytes / whole)) for kind, (_, nbytes) in count.items())
+    return ", ".join(f"{name} {share} %" for name, share in shares if share)
 
 
 def _tensors(report: Report) -> list[tuple[str, list[str]]]:
-    """Each tensor's type in each file, where any two differ or the reference's was changed."""
+    """Each matrix and its type in each file."""
     tables = [{tensor.name: tensor.type.name for tensor in one.plan.tensors} for one in report.candidates]
     names = [tensor.name for tensor in report.candidates[0].plan.tensors if len(tensor.shape) > 1]
     return [(name, [types.get(name, "") for types in tables]) for name in names]
