@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from gguforge.quant.errors import printable
 
 if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
+    from gguforge.quant.writer import Written
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Writing:
         split_size, split_tensors: when a file of a split model is full; None for one file.
         workers: processes, None for the writer's choice.
         dry_run: write nothing, tell what it would take.
+        cache: folder of encoded weights to use and to fill; None for none.
+        cache_size: bytes that it may take.
         as_json: print the result as JSON.
         quiet: print nothing but errors and what was asked for.
     """
@@ -39,6 +43,8 @@ class Writing:
     split_tensors: int | None
     workers: int | None
     dry_run: bool
+    cache: str | None
+    cache_size: str
     as_json: bool
     quiet: bool
 
@@ -78,23 +84,37 @@ class Writing:
             output.print_dry_run(self.workers)
         if explain and not self.as_json:
             output.print_explanation()
+        cached = ""
         if not self.dry_run:
-            result["seconds"] = round(self._write(output), 3)
+            start = time.perf_counter()
+            written = self._write(output)
+            result["seconds"] = round(time.perf_counter() - start, 3)
+            if self.cache is not None:
+                result["cached_tensors"] = sum(file.cached for file in written)
+                encoded = result["cached_tensors"] + sum(file.encoded for file in written)
+                cached = f", {result['cached_tensors']} of {encoded} tensors from the cache"
         if not self.quiet:
             output.print_fallbacks()
         if self.as_json:
             click.echo(json.dumps(result))
         elif not self.dry_run and not self.quiet:
-            click.echo(f"{output.name}: {output.size_in_words}, {result['seconds']:.1f} s")
+            click.echo(f"{output.name}: {output.size_in_words}, {result['seconds']:.1f} s{cached}")
 
-    def _write(self, output: Output) -> float:
-        """Returns the seconds it took."""
+    def _write(self, output: Output) -> list[Written]:
+        from gguforge.quant.cache import Cache
+        from gguforge.quant.splits import parse_size
         from gguforge.quant.writer import write_all
 
-        start = time.perf_counter()
+        cache = None if self.cache is None else Cache(Path(self.cache), parse_size(self.cache_size))
         with progress_bar(output.size, output.label, self.quiet) as progress:
-            write_all(output.files, workers=self.workers, overwrite=self.overwrite, progress=progress, say=self._remark)
-        return time.perf_counter() - start
+            return write_all(
+                output.files,
+                workers=self.workers,
+                overwrite=self.overwrite,
+                progress=progress,
+                say=self._remark,
+                cache=cache,
+            )
 
     def _remark(self, line: str) -> None:
         """Print a line on stderr, above the bar if there is one."""
@@ -131,6 +151,19 @@ def writing_options(command: Command) -> Command:
             help="Processes to use.  [default: all, or one for mere copies]",
         ),
         click.option("--dry-run", is_flag=True, help="Print size, memory and disk needed, at once, and write nothing."),
+        click.option(
+            "--cache",
+            type=click.Path(),
+            metavar="DIR",
+            help="Keep encoded weights in this folder, and use what an earlier run has left there.",
+        ),
+        click.option(
+            "--cache-size",
+            default="20G",
+            show_default=True,
+            metavar="SIZE",
+            help="What --cache may take; beyond it, what has not been used for longest goes.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         quiet_option,
     )(command)

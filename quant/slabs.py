@@ -16,12 +16,14 @@ import numpy as np
 
 from gguforge.quant.blocks import block_type, encode
 from gguforge.quant.blocks.base import REGISTRY
+from gguforge.quant.cache import Cache
 from gguforge.quant.errors import DataError, GGUForgeError
 from gguforge.quant.files import copy_range, start_writeback, write_at
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.sources import Bytes, Floats
 
 ENCODE_SLAB = 1 << 18  # elements: 1 MiB of float32, and about ten times that in temporaries
+CACHED_SLAB = 1 << 22  # elements of one entry of the cache: a large model has thousands of them and not millions
 COPY_SLAB = 1 << 22  # bytes
 
 
@@ -34,12 +36,26 @@ class Slab:
     stop: int
 
 
-def slabs(plan: Plan) -> Iterator[Slab]:
-    """The work of a plan, in file order."""
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What became of a slab.
+
+    Attributes:
+        nbytes: its bytes.
+        cached: whether they came from the cache; None for a mere copy, which does not ask it.
+    """
+
+    nbytes: int
+    cached: bool | None
+
+
+def slabs(plan: Plan, cached: bool = False) -> Iterator[Slab]:
+    """The work of a plan, in file order; with a cache, what is encoded comes in larger slabs."""
+    encoded_slab = CACHED_SLAB if cached else ENCODE_SLAB
     for index, tensor in enumerate(plan.tensors):
         step = max(
             1,
-            COPY_SLAB // max(1, tensor.row_bytes) if tensor.is_copy else ENCODE_SLAB // max(1, tensor.row_length),
+            COPY_SLAB // max(1, tensor.row_bytes) if tensor.is_copy else encoded_slab // max(1, tensor.row_length),
         )
         matrix = tensor.rows_per_matrix
         for first in range(0, tensor.rows if tensor.row_length else 0, max(1, matrix)):
@@ -53,17 +69,23 @@ def end(plan: Plan, slab: Slab) -> int:
     return len(plan.header) + plan.offsets[slab.index] + slab.stop * plan.tensors[slab.index].row_bytes
 
 
-def unfinished(plan: Plan, begin: int) -> list[Slab]:
+def unfinished(plan: Plan, begin: int, cached: bool = False) -> list[Slab]:
     """The slabs that do not end at or before byte `begin` of the file."""
-    return [slab for slab in slabs(plan) if end(plan, slab) > begin]
+    return [slab for slab in slabs(plan, cached) if end(plan, slab) > begin]
 
 
 class Filler:
-    """One worker's open files, and the act of filling a slab of a plan into a part file."""
+    """One worker's open files, and the act of filling a slab of a plan into a part file.
 
-    def __init__(self, plan: Plan, part: Path, begin: int = 0) -> None:
-        """`begin`: what ends before this byte of the file is done."""
-        self.plan, self.data_offset, self.work = plan, len(plan.header), unfinished(plan, begin)
+    Args:
+        plan, part: what to write, and where.
+        begin: what ends at or before this byte of the file is done.
+        cache: where encoded rows are looked up and kept.
+    """
+
+    def __init__(self, plan: Plan, part: Path, begin: int = 0, cache: Cache | None = None) -> None:
+        self.plan, self.data_offset, self.cache = plan, len(plan.header), cache
+        self.work = unfinished(plan, begin, cache is not None)
         self.target = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
         self.inputs: dict[str, int] = {}
 
@@ -72,19 +94,35 @@ class Filler:
         for descriptor in (self.target, *self.inputs.values()):
             os.close(descriptor)
 
-    def do(self, number: int) -> int:
-        """Write slab `number`; returns its bytes."""
+    def do(self, number: int) -> Filled:
+        """Write slab `number`."""
         slab = self.work[number]
         tensor = self.plan.tensors[slab.index]
         offset = self.data_offset + self.plan.offsets[slab.index] + slab.start * tensor.row_bytes
         nbytes = (slab.stop - slab.start) * tensor.row_bytes
+        cached = None
         with naming(tensor):
             if tensor.is_copy:
                 self._copy(tensor, slab, offset, nbytes)
             else:
-                write_at(self.target, offset, encoded(tensor, slab.start, slab.stop).data)
+                data, cached = self._encoded(tensor, slab)
+                write_at(self.target, offset, data.data)
             start_writeback(self.target, offset, nbytes)
-        return nbytes
+        return Filled(nbytes, cached)
+
+    def _encoded(self, tensor: TensorPlan, slab: Slab) -> tuple[Bytes, bool]:
+        """A slab's bytes, and whether they come from the cache."""
+        if self.cache is None:
+            return encoded(tensor, slab.start, slab.stop), False
+        key = self.cache.key(tensor, slab.start, slab.stop)
+        found = self.cache.fetch(key, (slab.stop - slab.start) * tensor.row_bytes)
+        if found is not None:
+            return found, True
+        step = max(1, ENCODE_SLAB // tensor.row_length)
+        starts = range(slab.start, slab.stop, step)
+        data = np.concatenate([encoded(tensor, start, min(slab.stop, start + step)) for start in starts])
+        self.cache.store(key, data)
+        return data, False
 
     def _copy(self, tensor: TensorPlan, slab: Slab, offset: int, nbytes: int) -> None:
         rows = tensor.source.raw_rows(slab.start, slab.stop)

@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from gguforge.quant.blocks import block_type
+from gguforge.quant.cache import Cache
 from gguforge.quant.errors import OutputError
 from gguforge.quant.files import part_of, resumable, write_at
 from gguforge.quant.following import Follower, Say, fingerprint
 from gguforge.quant.plan import Plan, dimensions_on_disk
 from gguforge.quant.reader import read_gguf
-from gguforge.quant.slabs import ENCODE_SLAB, Filler, end, naming, unfinished
+from gguforge.quant.slabs import ENCODE_SLAB, Filled, Filler, end, naming, unfinished
 from gguforge.quant.workers import Team, processors
 
 BASE_MEMORY = 60 << 20  # bytes of an idle process with NumPy loaded
@@ -49,10 +50,14 @@ class Written:
     Attributes:
         tensors: SHA-256 of each tensor's bytes, hexadecimal, in file order.
         digest: SHA-256 over that of the header and those of the tensors (their 32 bytes each, one after the other).
+        encoded: number of tensors that were encoded in this run, wholly or in part.
+        cached: number of tensors that came from the cache instead.
     """
 
     tensors: tuple[str, ...]
     digest: str
+    encoded: int
+    cached: int
 
 
 def write(
@@ -63,6 +68,7 @@ def write(
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Say = log.info,
+    cache: Cache | None = None,
 ) -> Written:
     """Execute a plan; if an earlier run of the same plan was stopped, go on from there.
 
@@ -73,6 +79,7 @@ def write(
         overwrite: replace an existing file.
         progress: called with the number of output bytes that were finished since the last call.
         say: receives a line when work of an earlier run is used, or cannot be.
+        cache: where encoded rows are looked up and kept.
 
     Raises:
         OutputError: the file cannot be written.
@@ -81,7 +88,9 @@ def write(
         BaseException: where the run was stopped after some seconds of work, what was done is kept, and a note added to
             the exception says so.
     """
-    (written,) = write_all([(Path(output), plan)], workers=workers, overwrite=overwrite, progress=progress, say=say)
+    (written,) = write_all(
+        [(Path(output), plan)], workers=workers, overwrite=overwrite, progress=progress, say=say, cache=cache
+    )
     return written
 
 
@@ -92,6 +101,7 @@ def write_all(
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Say = log.info,
+    cache: Cache | None = None,
 ) -> list[Written]:
     """Execute the plans of one model's files, which appear only when all are complete; the first one appears last.
 
@@ -100,12 +110,14 @@ def write_all(
 
     Args:
         files: each file with its plan, in order.
-        workers, overwrite, progress, say: see `write`.
+        workers, overwrite, progress, say, cache: see `write`.
 
     Raises:
         GGUForgeError: see `write`.
     """
     check_inputs(files)
+    if cache is not None:
+        cache.open()
     names = [fingerprint(plan) for _, plan in files]
     with ExitStack() as renaming:  # unwinds from the last file to the first
         parts = [
@@ -116,32 +128,56 @@ def write_all(
         for part, name, (_, plan) in zip(parts, names, files, strict=True):
             follower = Follower(plan, part)
             follower.resume(name, say, progress or (lambda _: None))
-            _execute(plan, follower, workers, progress or (lambda _: None))
+            written.append(_execute(plan, follower, workers, progress or (lambda _: None), cache))
             if len(files) > 1:
                 follower.record()  # the next file may take long
-            written.append(Written(tuple(map(bytes.hex, follower.hashes.tensors)), follower.hashes.digest()))
         if len(files) > 1:
             Path(os.path.realpath(files[0][0])).unlink(missing_ok=True)
     return written
 
 
-def _execute(plan: Plan, follower: Follower, workers: int | None, progress: Progress) -> None:
+def _execute(plan: Plan, follower: Follower, workers: int | None, progress: Progress, cache: Cache | None) -> Written:
     """Fill a part file, sync it, and read it back."""
     part, begin = follower.part.path, follower.hashes.position
     if follower.part.records:
         _write_header(part, bytes(len(plan.header)))  # a run that was stopped at the very end left one
-    work = unfinished(plan, begin)
+    work = unfinished(plan, begin, cache is not None)
     follower.expect([end(plan, slab) for slab in work])
+    tally = _Tally(cache)
 
-    def done(number: int, nbytes: int) -> None:
-        progress(nbytes)
+    def done(number: int, filled: Filled) -> None:
+        tally.add(work[number].index, filled)
+        progress(filled.nbytes)
         follower.finished(number)
 
     count = min(workers or default_workers(plan), max(1, len(work) // 4))
-    with Team(partial(Filler, plan, part, begin), len(work), count) as team, follower:
+    with Team(partial(Filler, plan, part, begin, cache), len(work), count) as team, follower:
         team.run(done)
+    if cache is not None:
+        cache.trim()
     _write_header(part, plan.header)
     verify(plan, part)
+    hashes = tuple(map(bytes.hex, follower.hashes.tensors))
+    return Written(hashes, follower.hashes.digest(), len(tally.encoded), len(tally.cached - tally.encoded))
+
+
+class _Tally:
+    """Which tensors were encoded and which came from the cache, and how much that has grown."""
+
+    def __init__(self, cache: Cache | None) -> None:
+        self.cache, self.stored = cache, 0
+        self.encoded: set[int] = set()
+        self.cached: set[int] = set()
+
+    def add(self, tensor: int, filled: Filled) -> None:
+        if filled.cached:
+            self.cached.add(tensor)
+        elif filled.cached is not None:
+            self.encoded.add(tensor)
+            self.stored += filled.nbytes
+        if self.cache is not None and self.stored > self.cache.limit // 10:
+            self.cache.trim()
+            self.stored = 0
 
 
 def _write_header(part: Path, header: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -89,3 +90,15 @@ def test_a_file_in_the_way_is_kept(model: Path, tmp_path: Path) -> None:
         "this file is in the way: it is no part file of ours",
     )
     assert part.read_text() == "precious"
+
+
+def test_the_cache_from_the_command_line(model: Path, tmp_path: Path) -> None:
+    words = ("quantize", model, "-t", "Q2_K", "--cache", tmp_path / "cache")
+    first = run(*words, "-o", tmp_path / "1.gguf", "--cache-size", "1G")
+    assert first.stdout.endswith(" s, 0 of 58 tensors from the cache\n"), first.stdout
+    second = run(*words, "-o", tmp_path / "2.gguf")
+    assert second.stdout.endswith(" s, 58 of 58 tensors from the cache\n"), second.stdout
+    changed = run(*words, "-o", tmp_path / "3.gguf", "--output-tensor-type", "Q8_0", "--json")
+    assert json.loads(changed.stdout)["cached_tensors"] == 57
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "2.gguf").read_bytes()
+    refused(run(*words, "-o", tmp_path / "4.gguf", "--cache-size", "much"), "'much' is no size")
