@@ -55,9 +55,9 @@ class Hashes:
             OutputError: the file ends before.
         """
         with self.path.open("rb", buffering=0) as file:
-            while self.position < end:
+            while self.position < end and len(self.tensors) < len(self.bounds):
                 start, stop = self.bounds[len(self.tensors)]
-                if self.position >= stop:
+                if max(self.position, start) >= stop:  # hashed, or without a byte
                     self._close()
                     continue
                 self.position = file.seek(max(self.position, start))
