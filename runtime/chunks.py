@@ -45,13 +45,14 @@ class Text:
         return fingerprint(model.detokenize(self.chunks[:count].reshape(-1)))
 
 
-def read_text(model: Forward, path: str | os.PathLike[str], limit: int | None = None) -> Text:
+def read_text(model: Forward, path: str | os.PathLike[str], limit: int | None = None, skip: int = 0) -> Text:
     """Read a text file and cut it into chunks.
 
     Args:
         model: has the tokenizer and the size of a chunk.
         path: plain text; or conversations, when the name ends in `.jsonl`.
         limit: chunks to take at most.
+        skip: chunks to leave out before them.
 
     Raises:
         InputError: the text is shorter than one chunk, or a line is no conversation.
@@ -62,14 +63,14 @@ def read_text(model: Forward, path: str | os.PathLike[str], limit: int | None = 
         tokens = _conversations(model, data, path)
     else:
         tokens = model.tokenize(data.removesuffix(b"\n"))  # as llama.cpp's -f
-    count = len(tokens) // model.chunk
-    if count == 0:
+    count = len(tokens) // model.chunk - skip
+    if count <= 0:
         raise InputError(
-            "the text is too short", path=path, expected=f"at least {model.chunk} tokens", found=len(tokens),
-            remedy="Give a longer text, or a smaller --context.",
+            "the text is too short", path=path, expected=f"at least {(skip + 1) * model.chunk} tokens",
+            found=len(tokens), remedy="Give a longer text, or a smaller --context.",
         )  # fmt: skip
     count = min(count, limit or count)
-    chunks = tokens[: count * model.chunk].reshape(count, model.chunk)
+    chunks = tokens[skip * model.chunk : (skip + count) * model.chunk].reshape(count, model.chunk)
     return Text(os.fspath(path), hashlib.sha256(data).hexdigest(), chunks)
 
 

@@ -7,22 +7,19 @@ one file after the other, so memory holds two models.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 from gguforge.quant.plan import Plan
 from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.reader import GGUFFile
 from gguforge.quant.splits import read_model
-from gguforge.quant.writer import write
 from gguforge.runtime.answers import Answer, answers, marked
 from gguforge.runtime.engine import type_name
 from gguforge.runtime.evaluate import DEFAULT_CHUNK, Evaluation, evaluate
 from gguforge.runtime.hybrid import differing_parts, hybrid
+from gguforge.runtime.meter import Meter
 
 Part = tuple[int | None, str]
 Progress = Callable[[str, int, int], None]
@@ -135,11 +132,11 @@ def compare(
 
     expected = answered(reference)
     found = []
-    with _PartMeter(base, text, context, part_chunks, threads, scratch) as meter:
+    with Meter(base.path, text, context=context, chunks=part_chunks or None, threads=threads, scratch=scratch) as meter:
         for path in files:
             file = read_model(path)
             whole = measured(path, Path(path).name)
-            parts = meter.parts(file, tell) if part_chunks else {}
+            parts = _parts(meter, plan_of_file(base), file, tell) if part_chunks else {}
             said = tuple(marked(ours, theirs) for ours, theirs in zip(answered(path), expected, strict=True))
             found.append(Candidate(Path(path), type_name(file), plan_of_file(file), file.size, whole, parts, said))
     found.sort(key=lambda one: one.nbytes)
@@ -149,52 +146,12 @@ def compare(
     )  # fmt: skip
 
 
-class _PartMeter:
-    """Measures parts of files: the reference's log-probabilities are computed once and kept in a file meanwhile.
-
-    They have 16 bits each, as in llama.cpp's files, which leaves a mean over some hundred positions within 1e-5 nats.
-    """
-
-    def __init__(
-        self,
-        base: GGUFFile,
-        text: str | os.PathLike[str],
-        context: int,
-        chunks: int,
-        threads: int | None,
-        scratch: str | os.PathLike[str] | None,
-    ) -> None:
-        self._base, self._text, self._context, self._chunks, self._threads = base, text, context, chunks, threads
-        self._folder = tempfile.TemporaryDirectory(prefix="gguforge-compare-", dir=scratch)
-        self._logits: Path | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._folder.cleanup()
-
-    def parts(self, file: GGUFFile, tell: Progress) -> dict[Part, float]:
-        """The mean divergence that each part of a file causes alone, in nats."""
-        found = {}
-        path = Path(self._folder.name) / "hybrid.gguf"
-        parts = differing_parts(self._base, file)
-        for done, (part, names) in enumerate(parts.items()):
-            write(hybrid(self._base, file, names), path, workers=1, overwrite=True)
-            found[part] = self._divergence(path)
-            tell(f"{file.path.name} by parts", done + 1, len(parts))
-        return found
-
-    def _divergence(self, path: Path) -> float:
-        if self._logits is None:
-            logits = Path(self._folder.name) / "reference.kld"
-            self._evaluate(self._base.path, text=self._text, save_base=logits, chunks=self._chunks)
-            self._logits = logits
-        comparison = self._evaluate(path, text=None, against=self._logits).comparison
-        assert comparison is not None
-        return comparison.mean.value
-
-    def _evaluate(self, path: Path, **given: Any) -> Evaluation:
-        return evaluate(path, context=self._context, threads=self._threads, **given)
+def _parts(meter: Meter, base: Plan, file: GGUFFile, tell: Progress) -> dict[Part, float]:
+    """The mean divergence that each part of a file causes alone, in nats."""
+    found = {}
+    other = plan_of_file(file)
+    parts = differing_parts(base, other)
+    for done, (part, names) in enumerate(parts.items()):
+        found[part] = meter.divergence(hybrid(base, other, names))
+        tell(f"{file.path.name} by parts", done + 1, len(parts))
+    return found

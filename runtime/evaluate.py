@@ -73,6 +73,7 @@ def evaluate(
     save_base: str | os.PathLike[str] | None = None,
     context: int = DEFAULT_CHUNK,
     chunks: int | None = None,
+    skip: int = 0,
     threads: int | None = None,
     overwrite: bool = False,
     calibration: frozenset[int] = frozenset(),
@@ -87,6 +88,7 @@ def evaluate(
         save_base: write the model's log-probabilities into this file, to be compared against later.
         context: tokens of a chunk; that of the file when `against` is one.
         chunks: how many to read at most.
+        skip: chunks of the text to leave out before them.
         threads: None for the physical cores.
         overwrite: replace an existing `save_base`.
         calibration: fingerprint of the text that the model was calibrated with.
@@ -107,11 +109,11 @@ def evaluate(
             return stack.enter_context(Forward.open(path, chunk=context, outputs=outputs, threads=threads))
 
         ours = opened(model)
-        read = _text(ours, text, file, chunks)
+        read = _text(ours, text, file, chunks, skip)
         theirs: Forward | LogitFile | None = file
         if against is not None and file is None:
             theirs = opened(against)
-            _check_same_tokens(ours, theirs, read, text)
+            _check_same_tokens(ours, theirs, read, text, skip)
         output = None
         if save_base is not None:
             output = stack.enter_context(writing_logit_file(save_base, read.chunks, ours.vocabulary_size, overwrite))
@@ -124,12 +126,14 @@ def evaluate(
     )  # fmt: skip
 
 
-def _text(model: Forward, path: str | os.PathLike[str] | None, file: LogitFile | None, limit: int | None) -> Text:
+def _text(
+    model: Forward, path: str | os.PathLike[str] | None, file: LogitFile | None, limit: int | None, skip: int
+) -> Text:
     """The text that was given, or that of the reference's file; when both are there they must be the same."""
     if file is None:
         if path is None:
             raise InputError("no text was given", remedy="Pass one with -f TEXT.")
-        return read_text(model, path, limit)
+        return read_text(model, path, limit, skip)
     if model.vocabulary_size != file.vocabulary:
         raise InputError(
             "has another vocabulary than the model", path=file.path, expected=f"{model.vocabulary_size} tokens",
@@ -144,11 +148,13 @@ def _text(model: Forward, path: str | os.PathLike[str] | None, file: LogitFile |
     return read
 
 
-def _check_same_tokens(ours: Forward, theirs: Forward, read: Text, path: str | os.PathLike[str] | None) -> None:
+def _check_same_tokens(
+    ours: Forward, theirs: Forward, read: Text, path: str | os.PathLike[str] | None, skip: int
+) -> None:
     """Predictions can be compared only where both models have the same tokens before them."""
     assert path is not None
     same = ours.vocabulary_size == theirs.vocabulary_size
-    if not same or not np.array_equal(read.chunks, read_text(theirs, path, len(read.chunks)).chunks):
+    if not same or not np.array_equal(read.chunks, read_text(theirs, path, len(read.chunks), skip).chunks):
         raise InputError(
             "cuts the text into other tokens than the model", path=theirs.file.path,
             remedy="Compare with a model that has the same tokenizer.",

@@ -11,8 +11,6 @@ from dataclasses import replace
 
 from gguforge.quant.errors import InputError
 from gguforge.quant.plan import Plan
-from gguforge.quant.quantize import plan_of_file
-from gguforge.quant.reader import GGUFFile
 from gguforge.quant.roles import layer
 
 
@@ -29,14 +27,13 @@ def part(name: str) -> tuple[int | None, str]:
     return (found, words[2]) if found >= 0 and len(words) > 2 else (None, words[0])
 
 
-def hybrid(reference: GGUFFile, other: GGUFFile, names: Collection[str]) -> Plan:
-    """The plan of the reference with the tensors of these names taken from the other.
+def hybrid(base: Plan, other: Plan, names: Collection[str]) -> Plan:
+    """The base with the tensors of these names taken from the other.
 
     Raises:
         InputError: a tensor is missing in the other, or has another shape.
     """
-    theirs = {tensor.name: tensor for tensor in plan_of_file(other).tensors}
-    base = plan_of_file(reference)
+    theirs = {tensor.name: tensor for tensor in other.tensors}
     tensors = []
     for tensor in base.tensors:
         if tensor.name not in names:
@@ -45,18 +42,19 @@ def hybrid(reference: GGUFFile, other: GGUFFile, names: Collection[str]) -> Plan
         found = theirs.get(tensor.name)
         if found is None or found.shape != tensor.shape:
             raise InputError(
-                "is no quantized form of the reference", path=other.path, tensor=tensor.name,
-                expected=f"shape {tensor.shape}", found="none" if found is None else f"shape {found.shape}",
+                "is no quantized form of the reference", tensor=tensor.name, expected=f"shape {tensor.shape}",
+                found="none" if found is None else f"shape {found.shape}",
+                path=next((path for one in other.tensors for path in one.source.paths), None),
             )  # fmt: skip
         tensors.append(replace(found, reason="taken from the other model"))
     return Plan(base.metadata, tuple(tensors), base.alignment)
 
 
-def differing_parts(reference: GGUFFile, other: GGUFFile) -> dict[tuple[int | None, str], list[str]]:
+def differing_parts(base: Plan, other: Plan) -> dict[tuple[int | None, str], list[str]]:
     """Names of the tensors that have another type in the other model, by part, in file order."""
-    types = {info.name: info.type for info in reference.tensors}
+    types = {tensor.name: tensor.type for tensor in base.tensors}
     parts: dict[tuple[int | None, str], list[str]] = {}
-    for info in other.tensors:
-        if info.name in types and types[info.name] != info.type:
-            parts.setdefault(part(info.name), []).append(info.name)
+    for tensor in other.tensors:
+        if tensor.name in types and types[tensor.name] != tensor.type:
+            parts.setdefault(part(tensor.name), []).append(tensor.name)
     return parts

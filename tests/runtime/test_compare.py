@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_model import write_tiny_model
 
 from gguforge.quant.errors import InputError
-from gguforge.quant.quantize import quantize
+from gguforge.quant.plan import Plan
+from gguforge.quant.quantize import plan_of_file, quantize
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.writer import write
 from gguforge.runtime.answers import Piece, marked
@@ -46,6 +47,10 @@ def report(files: list[Path], random_path: Path, text: Path) -> Report:
     )
 
 
+def plan(path: Path) -> Plan:
+    return plan_of_file(read_gguf(path))
+
+
 def test_figures_are_those_of_evaluate(report: Report, files: list[Path], random_path: Path, text: Path) -> None:
     alone = evaluate(files[1], text, against=random_path, context=CHUNK, threads=1)
     assert [one.type for one in report.candidates] == ["Q4_0", "Q8_0"], "smallest first"
@@ -65,7 +70,7 @@ def test_a_file_beaten_by_a_smaller_one_is_off_the_frontier(
     files: list[Path], random_path: Path, text: Path, tmp_path: Path
 ) -> None:
     padded = tmp_path / "padded.gguf"  # Q4_0 everywhere but in the head: larger, and worse than Q8_0 all the same
-    write(hybrid(read_gguf(files[1]), read_gguf(random_path), ["token_embd.weight"]), padded, workers=1)
+    write(hybrid(plan(files[1]), plan(random_path), ["token_embd.weight"]), padded, workers=1)
     found = compare([files[0], padded], random_path, text, context=CHUNK, chunks=4, threads=1)
     sizes = {one.path: one.nbytes for one in found.candidates}
     assert sizes[padded] > sizes[files[0]]
@@ -84,7 +89,7 @@ def test_parts_name_every_quantized_tensor(report: Report) -> None:
 
 
 def test_the_hybrid_of_all_parts_is_the_file(files: list[Path], random_path: Path, text: Path, tmp_path: Path) -> None:
-    base, other = read_gguf(random_path), read_gguf(files[1])
+    base, other = plan(random_path), plan(files[1])
     names = [name for part in differing_parts(base, other).values() for name in part]
     write(hybrid(base, other, names), tmp_path / "all.gguf", workers=1)
     both = [
@@ -95,9 +100,9 @@ def test_the_hybrid_of_all_parts_is_the_file(files: list[Path], random_path: Pat
 
 
 def test_another_models_tensors_are_refused(random_path: Path, tmp_path: Path) -> None:
-    other = read_gguf(write_tiny_model(tmp_path / "other.gguf", answer=("▁another", "▁answer")))
+    other = plan(write_tiny_model(tmp_path / "other.gguf", answer=("▁another", "▁answer")))
     with pytest.raises(InputError, match=r"token_embd.*is no quantized form of the reference"):
-        hybrid(read_gguf(random_path), other, ["token_embd.weight"])
+        hybrid(plan(random_path), other, ["token_embd.weight"])
 
 
 PIECES = st.lists(st.sampled_from("abc"), max_size=8).map(lambda texts: tuple(Piece(text) for text in texts))
