@@ -16,9 +16,10 @@ from gguforge.quant.blocks.kquants import per_block, per_group
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.base import add_up, as_groups, f32, nearest_int
 from gguforge.quant.search.grids import grid
-from gguforge.quant.search.ternary import DELTA, TernaryFit
+from gguforge.quant.search.splits import DELTA
+from gguforge.quant.search.ternary import TernaryFit
 
-TILE = 64
+TILE = 256
 THREES = np.array([0, 3, 6, 9], np.uint16)
 
 

@@ -15,7 +15,7 @@ from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.base import f32
 from gguforge.quant.search.grids import grid
 
-TILE = 64
+TILE = 256
 SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 

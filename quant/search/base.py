@@ -130,3 +130,25 @@ def extremes(x: Floats) -> tuple[Floats, Floats]:
         first = np.abs(x[:, columns]).argmax(axis=0)
         peak[columns] = x[first, columns]
     return peak, np.minimum(top, -bottom)
+
+
+def winners(group: NDArray[np.intp], sum_qx: Floats, sum_q2: Floats, best: Floats) -> NDArray[np.intp]:
+    """The candidate that C's loop ends with in each group: each replaces the best so far if it explains more.
+
+    Args:
+        group: of each candidate, in order; candidates of one group in the order of C's loop.
+        sum_qx, sum_q2: sums of w * q * x and of w * q^2 of each candidate.
+        best: what has to be beaten, shape (groups,); what the winners reach afterwards.
+
+    Returns:
+        numbers of candidates, shape (groups,), -1 where none wins.
+    """
+    chosen = np.full(len(best), -1, np.intp)
+    rank = np.arange(len(group)) - np.searchsorted(group, group)  # place of each among those of its group
+    for r in range(int(rank.max(initial=-1)) + 1):
+        here = np.flatnonzero(rank == r)
+        g, qx, q2 = group[here], sum_qx[here], sum_q2[here]
+        won = np.flatnonzero((q2 > 0) & (qx * qx > best[g] * q2))
+        chosen[g[won]] = here[won]
+        best[g[won]] = qx[won] / q2[won] * qx[won]
+    return chosen
