@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from gguforge.distill.data import Corpus, Mask, documents, read_corpus
 from gguforge.distill.sampling import Draws, Reducer, mixture, uniforms
-from gguforge.distill.shards import MAX_ENTRY, Ids, Kind, Rows, Scored, Shard, predicting, write_shard
+from gguforge.distill.shards import MAX_ENTRY, Ids, Kind, Rows, Scored, predicting, write_shard
 from gguforge.distill.targets import KEY, Manifest, open_shard, write_manifest
 from gguforge.distill.teachers.base import Teacher
 from gguforge.distill.teachers.open import TeacherSource, open_teacher
@@ -258,19 +258,35 @@ def collect(
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came; finished shards stay.
     """
     settings, folder = settings or Settings(), Path(folder)
+    with opened(teachers, text, settings) as collector:
+        kept, missing = begin(folder, collector.manifest, shard)
+        last = _make_all(collector, folder, missing, progress)
+    return summary(folder, collector.manifest, len(missing), kept, last)
+
+
+@contextmanager
+def opened(
+    teachers: Sequence[TeacherSource], text: Sequence[str | os.PathLike[str]], settings: Settings
+) -> Iterator[Collector]:
+    """Teachers and text, ready to make shards; errors as `collect`."""
     corpus = read_corpus(text, settings.context, settings.text_of_a_shard)
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_teacher(source, settings.context)) for source in teachers]
-        collector = Collector(opened, [source.weight for source in teachers], corpus, settings)
-        manifest = collector.manifest
-        _make_folder(folder)
-        write_manifest(folder, manifest)
-        ours = range(shard[0] - 1, manifest.shards, shard[1])
-        kept = [number for number in ours if _is_made(folder, manifest, number)]
-        last = _make_all(collector, folder, [number for number in ours if number not in set(kept)], progress)
-    there = [open_shard(folder, manifest, number, verify=False) for number in range(manifest.shards)
-             if (folder / manifest.shard_name(number)).exists()]  # fmt: skip
-    return _summary(manifest, there, len(ours) - len(kept), len(kept), last)
+        ready = [stack.enter_context(open_teacher(source, settings.context)) for source in teachers]
+        yield Collector(ready, [source.weight for source in teachers], corpus, settings)
+
+
+def begin(folder: Path, manifest: Manifest, shard: tuple[int, int]) -> tuple[int, list[int]]:
+    """Write the manifest; how many of this run's shards are there and sound, and the numbers of the others.
+
+    Raises:
+        OutputError: the folder holds other targets, or cannot be written.
+        InputError: a shard that is there is damaged.
+    """
+    _make_folder(folder)
+    write_manifest(folder, manifest)
+    ours = range(shard[0] - 1, manifest.shards, shard[1])
+    missing = [number for number in ours if not _is_made(folder, manifest, number)]
+    return len(ours) - len(missing), missing
 
 
 def _make_folder(folder: Path) -> None:
@@ -311,7 +327,13 @@ def _make_all(
     return state
 
 
-def _summary(manifest: Manifest, there: Sequence[Shard], made: int, kept: int, last: Progress) -> Collected:
+def summary(folder: Path, manifest: Manifest, made: int, kept: int, last: Progress) -> Collected:
+    """What a run did, and what is in the folder now."""
+    there = [
+        open_shard(folder, manifest, number, verify=False)
+        for number in range(manifest.shards)
+        if (folder / manifest.shard_name(number)).exists()
+    ]
     tokens, rows, nbytes = (sum(getattr(shard, name) for shard in there) for name in ("tokens", "rows", "nbytes"))
     total = sum(float(shard.next_log_prob.astype(np.float64).sum()) for shard in there)
     missing = manifest.shards - len(there)

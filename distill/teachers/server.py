@@ -57,7 +57,8 @@ class ServerTeacher(Teacher):
             raise InputError("is no address of a server", path=address, expected="such as http://127.0.0.1:8000/v1")
         self._parts, self._path = parts, parts.path.rstrip("/")
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        self._interrupted, self._connection = False, None
+        self._interrupted = False
+        self._connection: http.client.HTTPConnection | None = None
         self.tokenizer, self.vocabulary = tokenizer, tokenizer.size
         self._ids: dict[str, int] = {}
         for token in reversed(range(tokenizer.size)):  # of several with one text, the first
@@ -132,7 +133,7 @@ class ServerTeacher(Teacher):
     def _first_model(self) -> str:
         answer = self._ask("GET", "/models", None)
         try:
-            return str(answer["data"][0]["id"])  # type: ignore[index]
+            return str(answer["data"][0]["id"])
         except (KeyError, IndexError, TypeError):
             raise self._failure("lists no model") from None
 
