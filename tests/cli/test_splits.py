@@ -30,7 +30,7 @@ def parts(model: Path) -> list[Path]:
     done = run("quantize", model, "-t", "copy", "--split-max-tensors", 8, "-o", output)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{model.with_name('parts-00001-of-00003.gguf')} and 2 more: ")
-    return sorted(model.parent.glob("parts-*"))
+    return sorted(model.parent.glob("parts-*.gguf"))
 
 
 def test_a_split_is_kept_under_a_name_of_its_own(parts: list[Path], tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_dry_run_shows_each_file(model: Path, tmp_path: Path) -> None:
     planned = json.loads(run(*words, "--dry-run", "--json").stdout)
     assert list(tmp_path.iterdir()) == []
     assert run(*words).returncode == 0
-    made = sorted(tmp_path.iterdir())
+    made = sorted(tmp_path.glob("*.gguf"))
     assert len(made) > 2
     assert [(file["path"], file["bytes"]) for file in planned["files"]] == [(str(p), p.stat().st_size) for p in made]
     for path in made:
@@ -72,7 +72,7 @@ def test_convert_splits(tmp_path: Path) -> None:
     done = run(*words, tmp_path / "m.gguf")
     made = [Path(file["path"]) for file in json.loads(done.stdout)["files"]]
     assert len(made) > 1
-    assert made == sorted(tmp_path.glob("m-*"))
+    assert made == sorted(tmp_path.glob("m-*.gguf"))
     assert run("convert", folder, "--workers", 1, "-o", tmp_path / "whole.gguf").returncode == 0
     one, several = read_gguf(tmp_path / "whole.gguf"), read_model(made[0])
     assert [(t.name, t.type) for t in several.tensors] == [(t.name, t.type) for t in one.tensors]
