@@ -16,6 +16,7 @@ from gguforge.quant.errors import InputError, printable
 if TYPE_CHECKING:
     from gguforge.quant.metadata import Value
     from gguforge.quant.reader import GGUFFile
+    from gguforge.quant.receipt import Receipt
 
 SHOWN_ITEMS = 6
 SHOWN_LETTERS = 72
@@ -83,6 +84,7 @@ def describe(file: GGUFFile) -> dict[str, Any]:
         "alignment": file.alignment,
         "bits_per_weight": round(bits_per_weight(file), 4),
         "chat_template_sha256": template_hash(text) if text is not None else None,
+        "receipt_digest": receipt.digest if (receipt := find_receipt(file)) is not None else None,
         "metadata": {
             key: {"type": value.kind.name, "value": plain(value.value)}
             | ({"item": value.item.name} if value.item is not None else {})
@@ -105,6 +107,16 @@ def plain(value: object) -> object:
     if isinstance(value, list):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def find_receipt(file: GGUFFile) -> Receipt | None:
+    """The receipt beside the file, if there is one that can be read; `gguforge verify` checks it."""
+    from gguforge.quant.receipt import read_receipt
+
+    try:
+        return read_receipt(file.path)
+    except InputError:
+        return None
 
 
 def template(file: GGUFFile) -> str | None:
@@ -139,6 +151,9 @@ def summary(file: GGUFFile) -> str:
         if text is not None
         else "No chat template"
     )
+    receipt = find_receipt(file)
+    if receipt is not None:
+        head.append(f"receipt by {printable(receipt.tool)}, digest {printable(receipt.digest)}")
     parts = [
         "\n".join(head),
         "Metadata\n" + metadata_lines(file, full=False),

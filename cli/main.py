@@ -23,6 +23,7 @@ COMMANDS = {
     "calibrate": "Read text through a model into an importance matrix, as llama-imatrix does.",
     "evaluate": "Measure a model: perplexity, and divergence from a reference, as llama-perplexity does.",
     "compare": "Compare files of one model: size against divergence, as a table and as a page with plots.",
+    "verify": "Check a model file against its receipt, and against what it was made from.",
     "inspect": "Show what is inside a GGUF file: metadata, tensors, types, chat template.",
     "distill": "Make a small model from a large one: soft targets, training.",
     "chat": "Talk to a GGUF model in the terminal.",

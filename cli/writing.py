@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class Writing:
         dry_run: write nothing, tell what it would take.
         cache: folder of encoded weights to use and to fill; None for none.
         cache_size: bytes that it may take.
+        receipt: write a receipt beside the output.
         as_json: print the result as JSON.
         quiet: print nothing but errors and what was asked for.
     """
@@ -45,6 +47,7 @@ class Writing:
     dry_run: bool
     cache: str | None
     cache_size: str
+    receipt: bool
     as_json: bool
     quiet: bool
 
@@ -102,12 +105,16 @@ class Writing:
 
     def _write(self, output: Output) -> list[Written]:
         from gguforge.quant.cache import Cache
+        from gguforge.quant.receipt import check_place
         from gguforge.quant.splits import parse_size
         from gguforge.quant.writer import write_all
 
         cache = None if self.cache is None else Cache(Path(self.cache), parse_size(self.cache_size))
+        if self.receipt:
+            for path, _ in output.files:
+                check_place(path)
         with progress_bar(output.size, output.label, self.quiet) as progress:
-            return write_all(
+            written = write_all(
                 output.files,
                 workers=self.workers,
                 overwrite=self.overwrite,
@@ -115,6 +122,20 @@ class Writing:
                 say=self._remark,
                 cache=cache,
             )
+        self._write_receipts(output, written)
+        return written
+
+    def _write_receipts(self, output: Output, written: Sequence[Written]) -> None:
+        """Write a receipt beside each file, or see that no old one stands beside a new file."""
+        from gguforge.quant.receipt import make_receipt, remove_receipt, write_receipt
+
+        context = click.get_current_context()
+        for (path, plan), file in zip(output.files, written, strict=True):
+            if self.receipt:
+                receipt = make_receipt(plan, file, context.command.name or "", settings(context))
+                write_receipt(receipt, path)
+            else:
+                remove_receipt(path)
 
     def _remark(self, line: str) -> None:
         """Print a line on stderr, above the bar if there is one."""
@@ -122,6 +143,27 @@ class Writing:
 
         if not self.quiet:
             tqdm.write(printable(line), file=sys.stderr)
+
+
+NO_SETTINGS = frozenset(field.name for field in fields(Writing)) | {"explain"}
+"""Options that do not change what is written (or are in the receipt anyway, as how a model is split)."""
+
+
+def settings(context: click.Context) -> dict[str, Any]:
+    """The options that make the output what it is, where they are not the default; paths without their folders."""
+    found: dict[str, Any] = {}
+    for option in context.command.params:
+        name, value = option.name or "", context.params.get(option.name or "")
+        if name in NO_SETTINGS or not isinstance(option, click.Option) or value in (None, (), False):
+            continue
+        if value == option.get_default(context):
+            continue
+        if isinstance(option.type, click.Path) and isinstance(value, str):
+            content = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+            found[name] = {"name": Path(value).name, "sha256": content}
+        else:
+            found[name] = value
+    return found
 
 
 def writing_options(command: Command) -> Command:
@@ -164,6 +206,7 @@ def writing_options(command: Command) -> Command:
             metavar="SIZE",
             help="What --cache may take; beyond it, what has not been used for longest goes.",
         ),
+        click.option("--receipt/--no-receipt", default=True, help="Write hashes beside the output, as OUTPUT.json."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         quiet_option,
     )(command)

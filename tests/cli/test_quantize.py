@@ -87,6 +87,7 @@ def test_default_name_stands_beside_the_model(model: Path) -> None:
     assert output.exists()
     assert run("quantize", model, "-t", "Q8_0", "--overwrite", "--quiet").stdout == ""
     output.unlink()
+    Path(f"{output}.json").unlink()
 
 
 def test_a_number_is_a_type(model: Path, out: Path) -> None:
@@ -178,7 +179,7 @@ def test_kill_9_leaves_no_file_no_process_and_no_obstacle(long: Path, out: Path)
     assert left(out) == ["m.gguf.part", "m.gguf.part.journal"]
     wait_until(lambda: not any(map(alive, workers)))
     assert run("quantize", long, "-t", "F16", "-o", out).returncode == 0
-    assert left(out) == ["m.gguf"]
+    assert left(out) == ["m.gguf", "m.gguf.json"]
     assert read_gguf(out).size == out.stat().st_size
 
 

@@ -1,0 +1,187 @@
+"""Checks a model file: against the hashes in its receipt, and against what it was made from, by encoding again.
+
+Encoding is the same on every platform, byte for byte, so any difference means another source, another importance
+matrix, or damage. It needs nobody's word: a file without a receipt is compared with its source all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from gguforge.quant.blocks import block_type
+from gguforge.quant.errors import InputError
+from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.reader import GGUFFile, TensorInfo
+from gguforge.quant.receipt import Receipt
+from gguforge.quant.slabs import Slab, encoded, naming, slabs
+from gguforge.quant.sources import Floats, map_window
+from gguforge.quant.workers import Team, processors
+
+CHUNK = 1 << 22  # bytes mapped at once
+IMPORTANCE_KEY = "quantize.imatrix.file"
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What does not agree: a tensor, or "" for the file as a whole, and how."""
+
+    tensor: str
+    what: str
+
+
+def check_hashes(file: GGUFFile, receipt: Receipt, progress: Progress = lambda _: None) -> list[Difference]:
+    """Compare one GGUF file with its receipt, reading all of it.
+
+    Args:
+        file: what to check.
+        receipt: what it should be.
+        progress: receives the bytes read since the last call.
+    """
+    found = []
+    header = hashlib.sha256(map_window(str(file.path), 0, file.data_offset).data)
+    if file.size != receipt.bytes:
+        found.append(Difference("", f"has {file.size} bytes and not {receipt.bytes}"))
+    if header.hexdigest() != receipt.header_sha256:
+        found.append(Difference("", "has another header"))
+    known = {tensor.name: tensor for tensor in receipt.tensors}
+    digests = [header.digest()]
+    for tensor in file.tensors:
+        digests.append(_hash(tensor, progress))
+        expected = known.pop(tensor.name, None)
+        if expected is None:
+            found.append(Difference(tensor.name, "is not in the receipt"))
+        elif (expected.type, tuple(expected.shape)) != (tensor.type.name, tensor.shape):
+            found.append(Difference(tensor.name, "has another type or shape"))
+        elif expected.sha256 != digests[-1].hex():
+            found.append(Difference(tensor.name, "has other bytes"))
+    found += [Difference(name, "is missing") for name in known]
+    if not found and hashlib.sha256(b"".join(digests)).hexdigest() != receipt.digest:
+        found.append(Difference("", "has another digest than the receipt, whose hashes of the parts are right"))
+    return found
+
+
+def _hash(tensor: TensorInfo, progress: Progress) -> bytes:
+    digest = hashlib.sha256()
+    for start in range(0, tensor.nbytes, CHUNK):
+        window = map_window(str(tensor.path), tensor.offset + start, min(CHUNK, tensor.nbytes - start))
+        digest.update(window.data)
+        progress(window.size)
+    return digest.digest()
+
+
+def expected_plan(
+    file: GGUFFile, source: Plan, importance: Mapping[str, Floats] | None
+) -> tuple[Plan, list[Difference]]:
+    """The plan by which the tensors of a file were made from a source, and what cannot be compared.
+
+    Args:
+        file: the model.
+        source: a plan with tensors of the same names.
+        importance: by tensor name, shape (matrices, columns), or None where no importance matrix is given.
+
+    Raises:
+        InputError: the file was made with an importance matrix, and none is given.
+    """
+    if importance is None and IMPORTANCE_KEY in file.metadata:
+        made_with = file.metadata[IMPORTANCE_KEY].value
+        raise InputError(
+            "was made with an importance matrix", path=file.path, found=made_with, remedy="Give it with --imatrix."
+        )
+    stored = {tensor.name: tensor for tensor in source.tensors}
+    tensors, found = [], []
+    for tensor in file.tensors:
+        origin = stored.get(tensor.name)
+        if origin is None:
+            found.append(Difference(tensor.name, "is not in the source"))
+        elif origin.elements != tensor.elements or origin.row_length != tensor.shape[-1]:
+            found.append(Difference(tensor.name, "has another shape in the source"))
+        else:
+            tensors.append(_guided(replace(origin, type=tensor.type, importance=None), importance or {}))
+    return Plan({}, tuple(tensors)), found
+
+
+def _guided(tensor: TensorPlan, importance: Mapping[str, Floats]) -> TensorPlan:
+    weights = importance.get(tensor.name)
+    matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+    if tensor.is_copy or weights is None or weights.size != matrices * tensor.row_length:
+        return tensor
+    return replace(tensor, importance=np.ascontiguousarray(weights, np.float32).reshape(matrices, -1))
+
+
+class _Comparer:
+    """Encodes slabs again and compares them with what is in the file."""
+
+    def __init__(self, plan: Plan, places: Mapping[str, tuple[str, int]], every: bool) -> None:
+        self.plan, self.places, self.work = plan, places, chosen(plan, every)
+
+    def do(self, number: int) -> bool:
+        """Whether slab `number` agrees."""
+        slab = self.work[number]
+        tensor = self.plan.tensors[slab.index]
+        with naming(tensor):
+            if tensor.is_copy:
+                expected = tensor.source.raw_rows(slab.start, slab.stop)
+            else:
+                expected = encoded(tensor, slab.start, slab.stop)
+        path, offset = self.places[tensor.name]
+        nbytes = (slab.stop - slab.start) * tensor.row_bytes
+        found = map_window(path, offset + slab.start * tensor.row_bytes, nbytes)
+        return bool(np.array_equal(np.ascontiguousarray(expected).reshape(-1).view(np.uint8), found))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def chosen(plan: Plan, every: bool) -> list[Slab]:
+    """The slabs to compare: all, or of each tensor one, the n-th of the n-th tensor and so on around."""
+    groups: dict[int, list[Slab]] = {}
+    for slab in slabs(plan):
+        groups.setdefault(slab.index, []).append(slab)
+    if every:
+        return [slab for group in groups.values() for slab in group]
+    return [group[index % len(group)] for index, group in groups.items()]
+
+
+def check_source(
+    file: GGUFFile,
+    plan: Plan,
+    *,
+    every: bool = False,
+    workers: int | None = None,
+    progress: Progress = lambda _: None,
+) -> list[Difference]:
+    """Encode tensors again and compare them with a file.
+
+    Args:
+        file: what to check.
+        plan: see `expected_plan`.
+        every: compare all rows; if not, one slab of each tensor.
+        workers: processes, None for all processors.
+        progress: called with 1 for each slab of `chosen`.
+    """
+    for tensor in plan.tensors:
+        if not tensor.is_copy:
+            with naming(tensor):
+                block_type(tensor.type), block_type(tensor.source.type)
+    places = {tensor.name: (str(tensor.path), tensor.offset) for tensor in file.tensors}
+    work = chosen(plan, every)
+    differing: set[int] = set()
+
+    def done(number: int, agrees: bool) -> None:
+        progress(1)
+        if not agrees:
+            differing.add(work[number].index)
+
+    count = min(workers or processors(), max(1, len(work) // 4))
+    with Team(partial(_Comparer, plan, places, every), len(work), count) as team:
+        team.run(done)
+    return [
+        Difference(plan.tensors[index].name, "has other bytes than the source gives") for index in sorted(differing)
+    ]
