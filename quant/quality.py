@@ -1,0 +1,67 @@
+"""A plan whose k-quants are searched harder than llama.cpp does, at the same bytes: what `--quality high` executes.
+
+Types, order and places stay as they were; only where a tensor's bytes come from changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from gguforge.quant.blocks.fields import RANGES
+from gguforge.quant.constants import GGMLQuantizationType
+from gguforge.quant.errors import DataError
+from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.search.refine import refined
+from gguforge.quant.sources import Bytes, Floats, Source
+
+Quality = Literal["exact", "high", "best"]
+"""llama.cpp's bytes; a better search; error feedback on a calibration text."""
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedSource(Source):
+    """A tensor encoded on the way, by the better search.
+
+    Attributes:
+        origin: where the weights come from.
+        type: the k-quant that they are encoded in.
+        importance: of each column, shape (matrices, row length), None where all columns matter alike.
+    """
+
+    origin: Source
+    type: GGMLQuantizationType
+    importance: Floats | None = field(default=None, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.origin.shape
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self.origin.paths
+
+    def raw_rows(self, start: int, stop: int) -> Bytes:
+        rows = self.origin.rows(start, stop)
+        if not np.isfinite(rows).all():
+            raise DataError("holds NaN or infinity", path=next(iter(self.paths), None))
+        if self.importance is None:
+            return refined(rows, self.type)
+        per_matrix = int(np.prod(self.shape[:-1])) // len(self.importance)
+        cuts = range(start - start % per_matrix, stop, per_matrix)
+        parts = [(max(cut, start), min(cut + per_matrix, stop), self.importance[cut // per_matrix]) for cut in cuts]
+        return np.concatenate([refined(rows[a - start : b - start], self.type, w) for a, b, w in parts])
+
+
+def refine_plan(plan: Plan) -> Plan:
+    """The same plan with the better search for all k-quants that are to be encoded."""
+    return replace(plan, tensors=tuple(map(refine_tensor, plan.tensors)))
+
+
+def refine_tensor(tensor: TensorPlan) -> TensorPlan:
+    """The same tensor by the better search, if it is to be encoded as a k-quant."""
+    if tensor.is_copy or tensor.type not in RANGES:
+        return tensor
+    return replace(tensor, source=RefinedSource(tensor.source, tensor.type, tensor.importance))

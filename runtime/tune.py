@@ -1,0 +1,269 @@
+"""Quantizes a model block by block with error feedback, so that it says what the unquantized model says.
+
+Each block is run twice on the calibration text, with its own weights on the unquantized model's hidden states, and as
+far as it is quantized on those of the quantized model. Stage by stage (matrices that read the same input) the moments
+of the inputs are collected, the weights corrected for what is already lost (W' = W + E[(wanted - present) x^T]
+E[x x^T]^-1) and then encoded with error feedback. Only one block is in memory; hidden states lie in mapped files.
+
+Whether blocks can be run alone is measured on the first chunk: where a block alone does not give what it gives in the
+whole model, the whole model is run instead, up to that block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gguforge.quant.blocks import block_type
+from gguforge.quant.blocks.base import Bytes
+from gguforge.quant.errors import DataError, EngineError
+from gguforge.quant.feedback import corrected, damped, encode_with_feedback
+from gguforge.quant.following import fingerprint
+from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.presets import UNQUANTIZED
+from gguforge.quant.quality import refine_tensor
+from gguforge.quant.roles import layer
+from gguforge.quant.writer import write
+from gguforge.runtime.blocks import BlockRunner, States, block_count, block_plan
+from gguforge.runtime.embedding import embedding_moments
+from gguforge.runtime.forward import Tokens
+from gguforge.runtime.interrupt import deferred_signals
+from gguforge.runtime.machine import physical_cores
+from gguforge.runtime.moments import Inputs, StageMoments, collect
+from gguforge.runtime.probe import HEAD, Stage
+from gguforge.runtime.workbench import SIDES, Workbench
+
+EMBEDDING = "token_embd.weight"
+EMBEDDING_CHUNKS = 8  # of text, to measure the gains of its columns
+ALIKE = 1e-3
+"""A block alone may differ by this much of its largest output: other kernels may add in another order."""
+
+Progress = Callable[[int, int], None]
+
+
+def tune(
+    plan: Plan,
+    chunks: Tokens,
+    folder: str | os.PathLike[str],
+    *,
+    sequential: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Encode the matrices of a model with error feedback.
+
+    Args:
+        plan: the quantized model, its sources the unquantized one.
+        chunks: the calibration text, shape (chunks, tokens), at most 512 tokens each; the first token of each as the
+            model wants it.
+        folder: where encoded tensors and hidden states are kept until the plan is executed; see `Workbench`.
+        sequential: collect among quantized neighbours and correct for them; otherwise each matrix by itself.
+        threads: of llama.cpp; None for the physical cores.
+        progress: called with what is done and the whole, in chunks.
+
+    Returns:
+        The same plan with encoded tensors in the folder as sources; matrices that no graph showed as such (experts)
+        are searched as by `refine_plan`.
+
+    Raises:
+        GGUForgeError: llama.cpp does not run the model, or its numbers are damaged.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came; the folder keeps what was done.
+    """
+    work = hashlib.sha256(f"{fingerprint(plan)} {sequential} {chunks.shape}".encode() + chunks.tobytes()).hexdigest()
+    tuner = _Tuner(plan, chunks, Workbench(Path(folder), work), sequential, threads or physical_cores())
+    tuner.run(progress or (lambda done, total: None))
+    return replace(plan, tensors=tuple(tuner.present(tensor) for tensor in plan.tensors))
+
+
+class _Tuner:
+    """One run."""
+
+    def __init__(self, plan: Plan, chunks: Tokens, bench: Workbench, sequential: bool, threads: int) -> None:
+        self.plan, self.chunks, self.bench, self.threads = plan, chunks, bench, threads
+        self.sequential, self.whole = sequential, False
+        self.index = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
+        self.origin = replace(plan, tensors=tuple(replace(t, type=t.source.type) for t in plan.tensors))
+        self.count, self.done = block_count(plan), 0
+
+    def run(self, progress: Progress) -> None:
+        """Every block that is not done yet."""
+        with deferred_signals() as signals:
+
+            def step(total: int) -> None:
+                self.done += 1
+                progress(self.done, total)
+                signals.raise_if_came()
+
+            for number in range(self.bench.blocks_done, self.count):
+                self._tune_block(number, step)
+                signals.raise_if_came()
+
+    def present(self, tensor: TensorPlan) -> TensorPlan:
+        """A tensor as it will stand in the quantized model, encoded already or not."""
+        return self.bench.encoded(self.index[tensor.name], tensor) or refine_tensor(tensor)
+
+    def _tensor(self, name: str) -> TensorPlan | None:
+        """The tensor of that name, if it is to be encoded in blocks."""
+        tensor = self.plan.tensors[self.index[name]]
+        return None if tensor.is_copy or tensor.type in UNQUANTIZED else tensor
+
+    def _encode_embedding(self, exact: BlockRunner, stage: Stage) -> None:
+        """Before all else: every block's inputs follow from it."""
+        tensor = self._tensor(EMBEDDING) if EMBEDDING in self.index else None
+        if tensor is None or self.bench.encoded(self.index[EMBEDDING], tensor) is not None:
+            return
+        weights = tensor.source.rows(0, tensor.rows)
+        tokens = self.chunks[:EMBEDDING_CHUNKS]
+        found = [exact.run(chunk, stage).inputs for chunk in tokens]
+        inputs = np.concatenate([x for x in found if x is not None])
+        matrices = [self.plan.tensors[self.index[self._real(name, 0)]].source for name in stage.names]
+        if inputs.shape[1] != tensor.row_length or any(source.shape[1] != tensor.row_length for source in matrices):
+            return  # something else stands between the embedding and the first matrices
+        read = [source.rows(0, source.shape[0]) for source in matrices]
+        moments = damped(embedding_moments(weights[tokens.reshape(-1)], inputs, read))
+        self._save(tensor, encode_with_feedback(weights, moments, tensor.type))
+
+    def _tune_block(self, number: int, step: Callable[[int], None]) -> None:
+        with ExitStack() as stack:
+            exact = stack.enter_context(self._exact_block(number))
+            stages = exact.survey(self._inputs(number, SIDES[0], 0))
+            if number == 0:
+                self._encode_embedding(exact, stages[0])
+            total = self.count * (len(stages) + 1) * len(self.chunks)
+            self.done = max(self.done, number * (len(stages) + 1) * len(self.chunks))
+            waiting = {self._real(name, number) for stage in stages for name in stage.names}
+            for stage in stages:
+                names = [self._real(name, number) for name in stage.names]
+                tensors = [t for t in map(self._tensor, names) if t is not None]
+                waiting -= set(names) - {t.name for t in tensors}
+                if any(self.bench.encoded(self.index[t.name], t) is None for t in tensors):
+                    moments = self._collect(number, stage, exact, waiting, lambda: step(total))
+                    for name, tensor in zip(names, map(self._tensor, names), strict=True):
+                        if tensor is not None:
+                            self._encode(tensor, moments, stage.names[names.index(name)])
+                waiting -= set(names)
+            if not self.whole and number + 1 < self.count:
+                self._pass_on(number, exact, lambda: step(total))
+        self.bench.finish_block()
+
+    def _real(self, name: str, number: int) -> str:
+        """The name in the model of a tensor of the file that is run."""
+        return name if self.whole else name.replace("blk.0.", f"blk.{number}.", 1)
+
+    def _collect(
+        self, number: int, stage: Stage, exact: BlockRunner, waiting: set[str], after_chunk: Callable[[], None]
+    ) -> StageMoments:
+        if not self.sequential:
+            return collect(stage, self._pairs(number), exact, None, after_chunk)
+        with self._present_block(number, waiting) as present:
+            return collect(stage, self._pairs(number), exact, present, after_chunk)
+
+    def _encode(self, tensor: TensorPlan, moments: StageMoments, name: str) -> None:
+        weights = tensor.source.rows(0, tensor.rows)
+        if not np.isfinite(weights).all():
+            raise DataError("holds NaN or infinity", tensor=tensor.name)
+        inputs = damped(moments.inputs)
+        shift = moments.shift(name, weights)
+        if shift is not None:
+            weights = corrected(weights, inputs, shift)
+        self._save(tensor, encode_with_feedback(weights, inputs, tensor.type))
+
+    def _save(self, tensor: TensorPlan, data: Bytes) -> None:
+        if not block_type(tensor.type).is_finite(data):
+            raise DataError(f"holds values too large for {tensor.type.name}", tensor=tensor.name)
+        self.bench.save(self.index[tensor.name], data)
+
+    def _inputs(self, number: int, side: str, chunk: int) -> Inputs:
+        if self.whole or number == 0:
+            tokens: Tokens = self.chunks[chunk]
+            return tokens
+        states: States = self.bench.states(number, side)[chunk]
+        return states
+
+    def _pairs(self, number: int) -> Iterator[tuple[Inputs, Inputs]]:
+        ours = SIDES[self.sequential]
+        for chunk in range(len(self.chunks)):
+            yield self._inputs(number, SIDES[0], chunk), self._inputs(number, ours, chunk)
+
+    def _runner(self, path: Path, number: int, whole: bool) -> BlockRunner:
+        embedded = whole or number == 0
+        width = 0 if embedded else self.bench.states(number, SIDES[0]).shape[-1]
+        return BlockRunner(
+            path, layer=number if whole else 0, head=number == self.count - 1,
+            chunk=self.chunks.shape[1], width=width, threads=self.threads,
+        )  # fmt: skip
+
+    def _written(self, plan: Plan, name: str) -> Path:
+        path = self.bench.path / f"{name}.gguf"
+        write(plan, path, workers=1, overwrite=True)
+        return path
+
+    def _exact_block(self, number: int) -> BlockRunner:
+        """The block with its own weights; alone, if that gives what it gives in the whole model."""
+        whole = self._runner(self._whole_file(), number, whole=True)
+        if self.whole:
+            return whole
+        with whole:
+            wanted = whole.run(self.chunks[0], output=True).output
+        try:
+            alone = self._runner(self._written(block_plan(self.origin, number), "exact"), number, whole=False)
+        except EngineError:
+            return self._all_at_once(number)
+        try:
+            found = alone.run(self._inputs(number, SIDES[0], 0), output=True).output
+        except BaseException:
+            alone.close()
+            raise
+        assert found is not None
+        assert wanted is not None
+        if np.abs(found - wanted).max() <= ALIKE * np.abs(wanted).max():
+            return alone
+        alone.close()
+        return self._all_at_once(number)
+
+    def _all_at_once(self, number: int) -> BlockRunner:
+        """From this block on, the whole model is run."""
+        self.whole = True
+        return self._runner(self._whole_file(), number, whole=True)
+
+    def _whole_file(self) -> Path:
+        """The unquantized model: its own file, if it is one."""
+        paths = {path for tensor in self.origin.tensors for path in tensor.source.paths}
+        if len(paths) == 1:
+            return Path(paths.pop())
+        path = self.bench.path / "whole.gguf"
+        return path if path.exists() else self._written(self.origin, "whole")
+
+    def _present_block(self, number: int, waiting: set[str]) -> BlockRunner:
+        """The block, or the model up to it, as far as it is quantized; matrices that wait have their own weights."""
+        tensors = tuple(
+            origin if tensor.name in waiting or layer(tensor.name) > number or tensor.name == HEAD
+            else self.present(tensor)
+            for tensor, origin in zip(self.plan.tensors, self.origin.tensors, strict=True)
+        )  # fmt: skip
+        plan = replace(self.plan, tensors=tensors)
+        path = self._written(plan if self.whole else block_plan(plan, number), "present")
+        return self._runner(path, number, self.whole)
+
+    def _pass_on(self, number: int, exact: BlockRunner, after_chunk: Callable[[], None]) -> None:
+        """Hidden states of the next block, for both sides."""
+        with self._present_block(number, set()) as present:
+            runners = (exact, present) if self.sequential else (exact,)
+            files = []
+            first = exact.run(self._inputs(number, SIDES[0], 0), output=True).output
+            assert first is not None
+            for side in SIDES[: len(runners)]:
+                files.append(self.bench.new_states(number + 1, side, (len(self.chunks), *first.shape)))
+            for chunk in range(len(self.chunks)):
+                for side, runner, (_, states) in zip(SIDES, runners, files, strict=False):
+                    states[chunk] = runner.run(self._inputs(number, side, chunk), output=True).output
+                after_chunk()
+            for side, (part, states) in zip(SIDES, files, strict=False):
+                states.flush()  # type: ignore[attr-defined]
+                self.bench.keep_states(part, number + 1, side)
