@@ -27,8 +27,9 @@ BUFFER = 512  # elements; with more, NumPy copies a broadcast row into its buffe
 REGISTRY: dict[GGMLQuantizationType, type[Block]] = {}
 
 # What a type makes of the importance w of a column, for a weight x: nothing; w itself; or w * sqrt(m + x^2), where m is
-# the mean of x^2 over the row or the block, or twice that of the block.
-Importance = Literal["ignored", "plain", "row", "block", "twice"]
+# the mean of x^2 over the row or the block, or twice that of the block: the sum doubled first, which may overflow, or
+# the sum times 2 / size, which does so later.
+Importance = Literal["ignored", "plain", "row", "block", "twice", "scaled"]
 
 
 class Block:
@@ -164,7 +165,7 @@ class Weigher:
         if self.kind.importance == "row":
             mean = self.mean[index // len(self.columns)]
         else:
-            mean = block_mean(w, 2 if self.kind.importance == "twice" else 1)
+            mean = block_mean(w, self.kind.importance)
         np.sqrt(np.add(w, mean[:, None], out=w), out=w)
         return np.multiply(columns, w, out=w)
 
@@ -175,8 +176,11 @@ def sum_in_order(terms: Floats) -> np.float32:
     return total
 
 
-def block_mean(squares: Floats, factor: int) -> Floats:
-    """Means of blocks, times 1 or 2: shape (n, size) -> (n,), each summed in order."""
-    sums = np.add.accumulate(squares, axis=1, out=scratch("running sums", squares.shape))
-    mean: Floats = sums[:, -1] * f32(factor) / f32(squares.shape[1])
+def block_mean(squares: Floats, importance: Importance) -> Floats:
+    """Means of blocks as an `Importance` has it: shape (n, size) -> (n,), each summed in order."""
+    sums = np.add.accumulate(squares, axis=1, out=scratch("running sums", squares.shape))[:, -1]
+    size = squares.shape[1]
+    mean: Floats = (
+        sums * f32(2 / size) if importance == "scaled" else sums * f32(1 + (importance == "twice")) / f32(size)
+    )
     return mean

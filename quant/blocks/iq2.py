@@ -94,7 +94,7 @@ class IQ2_S(
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
         if w is None:
             w = np.square(x)
-            w += f32(0.25) * block_mean(w, 2)[:, None]
+            w += f32(0.25) * block_mean(w, "twice")[:, None]
         found = search(x, w, IQ2_S.KIND)
         out["d"], out["scales"] = (found.d * f32(0.9875)).astype(np.float16), pack_pairs(found.scale)
         out["qs"], out["signs"] = found.index.astype(np.uint8), found.signs

@@ -30,7 +30,7 @@ class Q1_0(Block, type=T.Q1_0, size=128, d=f2, qs=(u1, 16)):
 
     @staticmethod
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"] = block_mean(np.abs(x), 1).astype(np.float16)
+        out["d"] = block_mean(np.abs(x), "block").astype(np.float16)
         out["qs"] = np.packbits(x >= 0, axis=1, bitorder="little")
 
     @staticmethod

@@ -32,7 +32,7 @@ def pack_levels(levels: Bytes) -> Bytes:
     return pack_nibbles(np.ascontiguousarray(levels.T))
 
 
-class IQ4_NL(Block, type=T.IQ4_NL, size=SIZE, tile=2048, weighted_tile=2048, importance="twice", d=f2, qs=(u1, 16)):
+class IQ4_NL(Block, type=T.IQ4_NL, size=SIZE, tile=2048, weighted_tile=2048, importance="scaled", d=f2, qs=(u1, 16)):
     """4-bit table levels: 4.5 bpw."""
 
     @staticmethod
@@ -46,7 +46,7 @@ class IQ4_NL(Block, type=T.IQ4_NL, size=SIZE, tile=2048, weighted_tile=2048, imp
 
 
 class IQ4_XS(
-    Block, type=T.IQ4_XS, size=256, tile=256, weighted_tile=256, importance="twice",
+    Block, type=T.IQ4_XS, size=256, tile=256, weighted_tile=256, importance="scaled",
     d=f2, scales_h="<u2", scales_l=(u1, 4), qs=(u1, 128),
 ):  # fmt: skip
     """4-bit table levels; 8 groups of 32 with 6-bit signed scales: 4.25 bpw."""

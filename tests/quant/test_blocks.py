@@ -151,8 +151,8 @@ def test_round_trip_error_is_that_of_the_type(type: T) -> None:
 
 
 importances = st.floats(width=32, min_value=0, max_value=2.0**20)
-# Sums of sixth powers must not overflow, or what is compared are infinities; no model has such weights.
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**20), max_value=2.0**20)
+# Beyond 2^60 the squares of a block add up to infinity in C, and so does the importance of its weights.
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**60), max_value=2.0**60)
 
 
 @exact
@@ -175,6 +175,15 @@ def test_encode_with_importance_equals_ggml_on_whatever_hypothesis_finds(x: np.n
     ours = encode(x, type, w)
     if block_type(type).is_finite(ours):
         assert_same(x, type, ours, ggml.encode(x, type, ours.size, w))
+
+
+@exact
+@pytest.mark.parametrize("type", [T.IQ4_NL, T.IQ4_XS], ids=lambda kind: kind.name)
+def test_importance_of_weights_whose_squares_almost_overflow(type: T) -> None:
+    x, weights = rows("gaussian", 4)[:, :256] * np.float32(4.6e19), columns("random")[:256]
+    assert not np.isfinite(2 * np.square(x).sum(axis=1)).any()
+    ours = encode(x, type, weights)
+    assert (ours == ggml.encode(x, type, ours.size, weights)).all()
 
 
 def test_iq3_s_survives_a_group_of_zeros() -> None:
