@@ -92,12 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("text")
     parser.add_argument("--draws", type=int, default=50)
-    parser.add_argument("--stratified", action="store_true")
+    parser.add_argument("--independent", action="store_true")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args(arguments)
-    how = "stratified" if given.stratified else "independent"
+    how = "independent" if given.independent else "stratified"
     both, tokens, nbytes = costs(given, Settings(size=given.draws, draws=how, context=given.context))
     medians = [[statistics.median(column) for column in zip(*kept, strict=True)] for kept in both]
     print(

@@ -31,7 +31,9 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 @click.option("-o", "--output", type=click.Path(), required=True, help="The folder for the targets.")
 @click.option("-n", "--draws", type=click.IntRange(1, 65536), default=50, show_default=True,
               help="Tokens drawn from the teacher's distribution, for each token of text.")  # fmt: skip
-@click.option("--stratified", is_flag=True, help="Spread the draws evenly over the distribution: less noise.")
+@click.option(
+    "--independent", is_flag=True, help="Draw each by itself, not spread evenly over the distribution: noisier."
+)
 @click.option("--top-k", type=click.IntRange(1, 65536), help="Keep the most probable tokens instead: biased.")
 @click.option("--full", is_flag=True, help="Keep every token's probability instead: large.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
@@ -45,6 +47,10 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     "--shard", metavar="I/N", callback=_shard, default="1/1", help="Make every n-th shard only, from the i-th on."
 )
 @click.option("--shard-bytes", type=click.IntRange(1), help="Text of a shard.  [default: 262144; 8192 with --full]")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Make shards in this process, or by a pool of Ray actors.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Actors of --engine ray.")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs that each actor takes.  [default: 0]")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
 @click.option("--device", help="What torch computes a checkpoint on: cpu, cuda...  [default: a GPU where there is one]")
 @click.option("--tokenizer", type=click.Path(), help="A server's tokenizer: a GGUF file or a checkpoint's folder.")
@@ -56,11 +62,14 @@ def command(
     text: tuple[str, ...],
     output: str,
     draws: int,
-    stratified: bool,
+    independent: bool,
     top_k: int | None,
     full: bool,
     weights: tuple[float, ...],
     shard: tuple[int, int],
+    engine: str,
+    workers: int,
+    gpus: float,
     threads: int | None,
     device: str | None,
     tokenizer: str | None,
@@ -71,8 +80,9 @@ def command(
 ) -> None:
     """Read text through TEACHER and keep what it expects after every token, for a student to learn from.
 
-    By default 50 tokens are drawn from each distribution: right on average, in about 45 bytes a token. Run the same
-    command again to go on with a run that was stopped. Several teachers with one tokenizer are mixed.
+    By default 50 tokens are drawn from each distribution: right on average, in about 45 bytes a token (large teachers
+    are sure of more and need less). Run the same command again to go on with a run that was stopped. Several teachers
+    with one tokenizer are mixed.
 
     TEACHER is a GGUF file, the folder of a Hugging Face checkpoint (needs torch and transformers), or the address of a
     server like OpenAI's that gives log-probabilities of the prompt; a server gives top-k targets only.
@@ -85,21 +95,26 @@ def command(
       gguforge distill collect http://127.0.0.1:8000/v1 --tokenizer model/ --top-k 100 -f text.txt -o targets/
       gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/ --shard 1/2   # 2/2 on the other laptop
     """
-    if (top_k is not None) + full + stratified > 1:
-        raise click.UsageError("--top-k, --full and --stratified exclude each other.")
+    if (top_k is not None) + full + independent > 1:
+        raise click.UsageError("--top-k, --full and --independent exclude each other.")
     if weights and len(weights) != len(teachers):
         raise click.UsageError(f"Give --weight once for each of the {len(teachers)} teachers.")
+    from gguforge.distill.cluster import collect_with_ray
     from gguforge.distill.collect import Settings, collect
     from gguforge.distill.teachers.open import TeacherSource
 
     kind, size = ("top-k", top_k) if top_k else ("full", 0) if full else ("sampled", draws)
-    chosen = Settings(kind=kind, size=size, draws="stratified" if stratified else "independent", **settings)  # type: ignore[arg-type]
+    chosen = Settings(kind=kind, size=size, draws="independent" if independent else "stratified", **settings)  # type: ignore[arg-type]
     sources = [
         TeacherSource(teacher, weight, threads, device, tokenizer, api_key_env)
         for teacher, weight in zip(teachers, weights or [1.0] * len(teachers), strict=True)
     ]
     with _bar(quiet) as progress:
-        done = collect(sources, text, output, chosen, shard=shard, progress=progress)
+        if engine == "ray":
+            pool = {"workers": workers, "gpus": gpus}
+            done = collect_with_ray(sources, text, output, chosen, **pool, shard=shard, progress=progress)  # type: ignore[arg-type]
+        else:
+            done = collect(sources, text, output, chosen, shard=shard, progress=progress)
     if as_json:
         click.echo(json.dumps({"output": output, **described(done)}))
     elif not quiet:

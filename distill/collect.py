@@ -45,7 +45,7 @@ class Settings:
 
     kind: Kind = "sampled"
     size: int = 50
-    draws: Draws = "independent"
+    draws: Draws = "stratified"
     seed: int = 0
     temperature: float = 1.0
     context: int = 512

@@ -49,6 +49,7 @@ def test_usage_and_input_errors(folder: Path, tmp_path: Path) -> None:
         ((model, "-f", text, "-o", tmp_path / "t", "--top-k", 5, "--full"), 2, "exclude each other"),
         ((model, "-f", text, "-o", tmp_path / "t", "--weight", 1, "--weight", 2), 2, "once for each of the 1"),
         ((model, "-f", text, "-o", tmp_path / "t", "--shard", "3/2"), 2, "give it as 2/4"),
+        ((model, "-f", text, "-o", tmp_path / "t", "--engine", "slurm"), 2, "'local', 'ray'"),
         ((tmp_path / "no.gguf", "-f", text, "-o", tmp_path / "t"), 1, "no such teacher"),
         ((text, "-f", text, "-o", tmp_path / "t"), 1, "this is not a GGUF file"),
         ((model, "-f", tmp_path / "no.txt", "-o", tmp_path / "t"), 1, "no such file"),

@@ -12,7 +12,7 @@ import pytest
 from gguforge.convert.conversion import convert
 from gguforge.distill.collect import Settings, collect
 from gguforge.distill.sampling import Reducer, uniforms
-from gguforge.distill.shards import Kind, Rows
+from gguforge.distill.shards import Document, Kind, Rows
 from gguforge.distill.targets import Targets, open_targets
 from gguforge.distill.teachers.open import TeacherSource
 from gguforge.quant.errors import InputError
@@ -54,12 +54,16 @@ def test_both_engines_agree(folder: Path, kind: Kind, size: int) -> None:
     np.testing.assert_array_equal(one.positions, two.positions)
     np.testing.assert_allclose(one.next_log_prob, two.next_log_prob, rtol=0.05, atol=0.03)
     np.testing.assert_allclose(one.lse, two.lse, rtol=0.01)
-    if kind == "full":
-        np.testing.assert_allclose(one.weights, two.weights, atol=0.02)
-    else:  # scores differ a little, so a draw may hit a neighbour
-        same = [len({*one.ids[a:b]} & {*two.ids[a:b]}) / (b - a)
-                for a, b in zip(one.row_ptr, one.row_ptr[1:], strict=False)]  # fmt: skip
-        assert np.mean(same) > 0.8
+    # scores differ a little, so the last of the best and some draws may be neighbours
+    apart = [0.5 * np.abs(ours - theirs).sum() for ours, theirs in zip(dense(one), dense(two), strict=True)]
+    assert np.mean(apart) < {"full": 0.005, "top-k": 0.02, "sampled": 0.1}[kind]
+
+
+def dense(document: Document) -> np.ndarray:
+    """Weights, shape (rows, vocabulary)."""
+    weights = np.zeros((len(document.positions), 2048))
+    weights[np.repeat(np.arange(len(weights)), np.diff(document.row_ptr)), document.ids] = document.weights
+    return weights
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
