@@ -10,6 +10,8 @@ import os
 import re
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,25 @@ class Log:
     def __init__(self) -> None:
         self.verbose = False
         self.complaints: deque[str] = deque(maxlen=20)
+        self._record: list[str] | None = None
 
     def __call__(self, level: int, text: bytes, _: object) -> None:
         line = text.decode("utf-8", "replace")
         if self.verbose:
             sys.stderr.write(line)
+        if self._record is not None:
+            self._record.append(line)
         if level in (WARNING_LEVEL, ERROR_LEVEL):
             self.complaints.append(line.strip())
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[str]]:
+        """All lines that are said in the block."""
+        self._record = found = []
+        try:
+            yield found
+        finally:
+            self._record = None
 
     def reason(self) -> str:
         """The first line of the last failure, without the C function's name; empty when nothing was said."""
@@ -73,7 +87,7 @@ def load_model(path: Path, *, vocab_only: bool = False) -> Any:
     params.n_gpu_layers = 0
     with deferred_signals() as signals:
         params.progress_callback = llama.llama_progress_callback(lambda share, data: not signals.came)
-        model = llama.llama_model_load_from_file(_c_path(path), params)
+        model = llama.llama_model_load_from_file(c_path(path), params)
     if model and signals.came:
         llama.llama_model_free(model)
     signals.raise_if_came()
@@ -105,8 +119,8 @@ def new_context(model: Any, path: Path, *, context: int, threads: int) -> Any:
     return made
 
 
-def _c_path(path: Path) -> bytes:
-    """llama.cpp wants UTF-8 on Windows and the file system's own bytes elsewhere."""
+def c_path(path: Path) -> bytes:
+    """A path for C: llama.cpp wants UTF-8 on Windows and the file system's own bytes elsewhere."""
     return str(path).encode() if sys.platform == "win32" else os.fsencode(path)
 
 

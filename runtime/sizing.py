@@ -1,0 +1,201 @@
+"""Chooses every tensor's type so that the file has a given size and the divergence is least, and proves it.
+
+How much a tensor matters is measured (`gguforge.runtime.sensitivity`), what a type costs it is computed on its rows
+(`gguforge.quant.damage`); their product is the damage that `gguforge.quant.allocate` minimises. Then the file is
+measured on text that had no part in the choice, against plain presets that fit; if one is better, that one is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gguforge.quant.allocate import Option, allocate
+from gguforge.quant.constants import GGMLQuantizationType as T
+from gguforge.quant.damage import relative_errors
+from gguforge.quant.errors import InputError
+from gguforge.quant.plan import Plan, TensorPlan, padded, row_bytes
+from gguforge.quant.presets import PRESETS, UNQUANTIZED, Preset
+from gguforge.quant.quantize import Guide, plan_of_file, retype
+from gguforge.quant.rules import Overrides
+from gguforge.quant.splits import read_model
+from gguforge.runtime.meter import Meter
+from gguforge.runtime.sensitivity import sensitivities
+
+MENU = (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.Q8_0, T.IQ4_XS, T.IQ4_NL, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1)
+GUIDED_MENU = (*MENU, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S)
+"""With an importance matrix there are also the types that need one; they are slower to run on a CPU."""
+COARSE = T.Q2_K  # rows that it does not divide fall back to Q4_0
+RIVALS = 4  # presets that the choice is measured against
+FLOOR = 1e-7  # nats; a smaller divergence is noise
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Rival:
+    """A plan, and how the model that it writes was measured on the text for verification.
+
+    Attributes:
+        name: a preset, or "chosen".
+        plan: the plan.
+        divergence: mean KL divergence, nats.
+    """
+
+    name: str
+    plan: Plan
+    divergence: float
+
+
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """What came of it.
+
+    Attributes:
+        best: what to write; "chosen", unless a preset was better.
+        chosen: the types that were chosen for the size.
+        rivals: the presets that fit, as measured, best first.
+    """
+
+    best: Rival
+    chosen: Rival
+    rivals: tuple[Rival, ...]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How to measure.
+
+    Attributes:
+        text: the text, or conversations in a .jsonl file; its first chunks choose, those behind them verify.
+        context: tokens of a chunk.
+        chunks: chunks for the choice, and as many for the verification.
+        threads, workers: for llama.cpp and for the writer; None for their own choice.
+        store: keeps the sweep's results.
+        scratch: folder for the files of variants; the system's by default.
+    """
+
+    text: str | os.PathLike[str]
+    context: int = 512
+    chunks: int = 8
+    threads: int | None = None
+    workers: int | None = None
+    store: Path = Path("sensitivity.json")
+    scratch: str | os.PathLike[str] | None = None
+
+    def meter(self, model: Path, verify: bool) -> Meter:
+        """The text's chunks for the choice, or those for the verification."""
+        return Meter(
+            model, self.text, context=self.context, chunks=self.chunks, skip=self.chunks if verify else 0,
+            threads=self.threads, workers=self.workers, scratch=self.scratch,
+        )  # fmt: skip
+
+
+def fit_size(
+    model: str | os.PathLike[str],
+    budget: int,
+    how: Measuring,
+    *,
+    guide: Guide | None = None,
+    progress: Progress | None = None,
+) -> Sized:
+    """The best types for a file of at most so many bytes.
+
+    Args:
+        model: an unquantized GGUF file.
+        budget: bytes of the whole file.
+        how: the text, and how to read it.
+        guide: an importance matrix; the presets are made with it too.
+        progress: called with what is done, how many of it, and how many there are.
+
+    Raises:
+        InputError: the budget is too small for any choice, or the model is quantized already.
+        GGUForgeError: see `Meter.evaluation`.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came; what was measured is kept in `how.store`.
+    """
+    tell = progress or (lambda label, done, total: None)
+    base = plan_of_file(read_model(model))
+    coarse = retype(base, COARSE.name, guide=guide, overrides=_types({tensor.name: COARSE for tensor in base.tensors}))
+    names = [tensor.name for tensor in coarse.tensors if not tensor.is_copy and tensor.type not in UNQUANTIZED]
+    with how.meter(Path(model), verify=False) as meter:
+        settings = f"{Path(how.text).stat().st_size} {Path(how.text).stat().st_mtime_ns} {how.context} {how.chunks}"
+        matters = sensitivities(
+            base, coarse, names, meter, settings, how.store, lambda done, total: tell("sensitivity", done, total)
+        )
+    options = _options(coarse, names, matters, guide is not None, lambda done, total: tell("errors", done, total))
+    fixed = coarse.size - sum(padded(t.nbytes, coarse.alignment) for t in coarse.tensors if t.name in matters)
+    found = allocate(options, budget - fixed)
+    plans = {preset.name: plan for preset, plan in _presets_within(base, guide, budget)[:RIVALS]}
+    nearest = next(iter(plans), COARSE.name)  # the file type that the metadata name
+    chosen = _explained(
+        retype(base, nearest, guide=guide, overrides=_types({name: one.type for name, one in found.items()})), matters
+    )
+    return _verified(Path(model), how, chosen, plans, tell)
+
+
+def _verified(model: Path, how: Measuring, chosen: Plan, plans: dict[str, Plan], tell: Progress) -> Sized:
+    """The choice and the presets on text that was not used for choosing."""
+    measured = []
+    with how.meter(model, verify=True) as meter:
+        for done, (name, plan) in enumerate({"chosen": chosen, **plans}.items()):
+            tell("verification", done, 1 + len(plans))
+            measured.append(Rival(name, plan, meter.divergence(plan)))
+    first, *rivals = measured
+    rivals.sort(key=lambda rival: rival.divergence)
+    best = rivals[0] if rivals and rivals[0].divergence < first.divergence else first
+    return Sized(best, first, tuple(rivals))
+
+
+def _types(wanted: Mapping[str, T]) -> Overrides:
+    """Exactly these types."""
+    return Overrides(patterns=tuple((re.compile(f"^{re.escape(name)}$"), kind) for name, kind in wanted.items()))
+
+
+def _options(
+    coarse: Plan, names: Sequence[str], matters: dict[str, float], guided: bool, tell: Callable[[int, int], None]
+) -> dict[str, list[Option]]:
+    """What each tensor could be: the damage grows with the error as it was measured at the coarse type."""
+    tensors = {tensor.name: tensor for tensor in coarse.tensors}
+    found = {}
+    for done, name in enumerate(names):
+        tell(done, len(names))
+        tensor = tensors[name]
+        errors = relative_errors(tensor, {tensor.type, *(GUIDED_MENU if guided else MENU)})
+        scale = max(matters[name], FLOOR) / (errors[tensor.type] or 1.0)
+        found[name] = [
+            Option(kind, _nbytes(tensor, kind, coarse.alignment), error * scale) for kind, error in errors.items()
+        ]
+    return found
+
+
+def _nbytes(tensor: TensorPlan, kind: T, alignment: int) -> int:
+    return padded(tensor.rows * row_bytes(kind, tensor.row_length), alignment)
+
+
+def _presets_within(base: Plan, guide: Guide | None, budget: int) -> list[tuple[Preset, Plan]]:
+    """All quantized presets whose files fit, largest first."""
+    found = []
+    for preset in PRESETS.values():
+        if preset.base in UNQUANTIZED or preset.name == "MXFP4_MOE":
+            continue
+        try:
+            plan = retype(base, preset, guide=guide)
+        except InputError:  # it needs an importance matrix
+            continue
+        if plan.size <= budget:
+            found.append((preset, plan))
+    return sorted(found, key=lambda one: -one[1].size)
+
+
+def _explained(plan: Plan, matters: dict[str, float]) -> Plan:
+    def reason(tensor: TensorPlan) -> TensorPlan:
+        if tensor.name not in matters:
+            return tensor
+        return replace(
+            tensor, reason=f"chosen for the size; alone in a coarse type it costs {matters[tensor.name]:.2g} nats"
+        )
+
+    return replace(plan, tensors=tuple(map(reason, plan.tensors)))
