@@ -144,7 +144,7 @@ def unpack_2bit(packed: Bytes) -> Bytes:
 
 
 class Q2_K(
-    GroupedBlock, type=T.Q2_K, size=SUPER, tile=256, importance="block", group=16, levels=(0, 3), offset="dmin",
+    GroupedBlock, type=T.Q2_K, size=SUPER, tile=512, importance="block", group=16, levels=(0, 3), offset="dmin",
     scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2,
 ):  # fmt: skip
     """2-bit levels; 16 groups of 16 with 4-bit scales and minimums: 2.625 bpw."""

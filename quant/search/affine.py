@@ -44,7 +44,8 @@ class AffineFit:
         self.x, self.w, self.nmax, self.absolute = x, w, nmax, absolute
         self.level, self.wl = (scratch(name, x.shape) for name in ("level", "wl"))
         self.sum_w = add_up(w)
-        self.sum_x = dot(w, x)
+        self.sums = scratch("sums", (6, x.shape[1]))  # of w, w, w*l*l, w*l*x, w*x, w*l: see `_solve`
+        self.sums[:2], self.sums[4] = self.sum_w, dot(w, x)
         high = x.max(axis=0)
         self.none = np.zeros(len(high), np.float32)
         self.low = lowest(x)
@@ -77,21 +78,12 @@ class AffineFit:
         np.multiply(t, scale, out=t)
         np.add(t, low, out=t)
         np.subtract(t, self.x, out=t)
-        (np.abs if self.absolute else np.square)(t, out=t)
-        return dot(t, self.w)
+        return dot(np.abs(t, out=t), self.w) if self.absolute else dot(t, t, self.w)
 
     def _try(self, inverse: Floats, over: bool) -> None:
         """One candidate for all groups; kept where it wins, by index: masked copies cost more than the arithmetic."""
         self._round(inverse, over)
-        sum_l = add_up(np.multiply(self.w, self.level, out=self.wl))
-        sum_l2 = dot(self.wl, self.level)
-        sum_xl = dot(self.wl, self.x)
-        determinant = self.sum_w * sum_l2 - sum_l * sum_l
-        scale = np.divide(self.sum_w * sum_xl - self.sum_x * sum_l, determinant, dtype=np.float32)
-        low = np.divide(sum_l2 * self.sum_x - sum_l * sum_xl, determinant, dtype=np.float32)
-        above = np.flatnonzero(low > 0)
-        low[above] = 0
-        scale[above] = sum_xl[above] / sum_l2[above]
+        determinant, scale, low = self._solve()
         error = self._error(scale, low)
         won = np.flatnonzero(error < self.error)
         won = won[determinant[won] > 0]
@@ -100,6 +92,26 @@ class AffineFit:
         self.base[won] = self.low[won]
         self.inverse[won] = inverse[won]
         self.low[won] = low[won]
+
+    def _solve(self) -> tuple[Floats, Floats, Floats]:
+        """Determinant of the least-squares problem of the current rounding, its scale and minimum.
+
+        The six sums stand in such an order that three differences of products, whose columns are determinant, scale
+        and minimum, are found at once: w*l2 - l*l, w*xl - l*x and l2*x - l*xl.
+        """
+        sums, wl = self.sums, np.multiply(self.w, self.level, out=self.wl)
+        dot(wl, self.level, out=sums[2])
+        dot(wl, self.x, out=sums[3])
+        add_up(wl, out=sums[5])
+        found = sums[0:3] * sums[2:5]
+        found -= sums[5] * sums[5:2:-1]
+        found[1:] /= found[0]
+        determinant, scale, low = found
+        above = np.flatnonzero(low > 0)
+        if len(above):
+            low[above] = 0
+            scale[above] = sums[3, above] / sums[2, above]
+        return determinant, scale, low
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
         """The levels of the kept rounding for some groups, shape (group size, len(groups))."""
