@@ -115,7 +115,9 @@ class AffineFit:
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
         """The levels of the kept rounding for some groups, shape (group size, len(groups))."""
-        level: Floats = (self.x[:, groups] - self.base[groups]) * self.inverse[groups]
+        level = self.x.take(groups, axis=1)  # x[:, groups] would come out transposed
+        level -= self.base[groups]
+        level *= self.inverse[groups]
         round_into(level, 0, self.nmax, self.finite)
         level[:, self.flat[groups]] = 0
         return level

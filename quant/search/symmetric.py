@@ -97,7 +97,8 @@ class SymmetricFit:
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
         """The kept levels plus nmax for some groups, shape (group size, len(groups)); 0 for a zero group."""
-        level = self.x[:, groups] * self.inverse[self.chosen[groups], groups]
+        level = self.x.take(groups, axis=1)  # x[:, groups] would come out transposed
+        level *= self.inverse[self.chosen[groups], groups]
         round_into(level, -self.nmax, self.nmax - 1, self.finite)
         level += f32(self.nmax)
         level[:, self.zero[groups]] = 0
