@@ -25,6 +25,7 @@ from gguforge.quant.files import Part
 from gguforge.quant.plan import Plan
 
 RECORD_SECONDS = 2.0  # a killed run loses no more work than that, and the time of one sync
+BATCH = 1 << 23  # bytes that wait to be hashed at once: the thread seldom disturbs the encoders
 CHUNK = 1 << 20  # bytes read at once; they stay in the cache while they are hashed
 
 Say = Callable[[str], None]
@@ -179,8 +180,10 @@ class Follower:
         try:
             recorded = time.monotonic()
             while (end := self._queue.get()) is not None and not self._stopping:
-                self.hashes.advance(end)
-                if time.monotonic() - recorded > RECORD_SECONDS:
+                due = time.monotonic() - recorded > RECORD_SECONDS
+                if due or end - self.hashes.position > BATCH:
+                    self.hashes.advance(end)
+                if due:
                     self.record()
                     recorded = time.monotonic()
             if self._stopping and self.part.done:  # short runs are not worth keeping
