@@ -30,7 +30,6 @@ NUMBER, COUNT, TENSORS = (
 SPLIT_KEYS = (NUMBER, COUNT, TENSORS)
 KINDS = {NUMBER: GGUFValueType.UINT16, COUNT: GGUFValueType.UINT16, TENSORS: GGUFValueType.INT32}
 MAX_FILES = 2**16 - 1
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,20 @@ class Limits:
 
 
 def parse_size(text: str) -> int:
-    """A number of bytes, with K, M or G for powers of 1000.
+    """A number of bytes, with K, M, G or T for powers of 1000 and Ki, Mi, Gi or Ti for powers of 1024; a B may follow.
 
     Raises:
         InputError: it is none.
 
     Example:
-        >>> parse_size("500M")
-        500000000
+        >>> parse_size("500M"), parse_size("3.5GB"), parse_size("1 GiB")
+        (500000000, 3500000000, 1073741824)
     """
-    match = re.fullmatch(r"([0-9]+)([KMG]?)", text.strip().upper(), re.ASCII)
-    size = int(match[1]) * UNITS[match[2]] if match else 0
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT])(I?))?B?", text.strip().upper(), re.ASCII)
+    base = 1024 if match and match[3] else 1000
+    size = int(float(match[1]) * base ** " KMGT".index(match[2] or " ")) if match else 0
     if not size:
-        raise InputError(f"{text!r} is no size", expected="a number of bytes such as 2G, 500M or 1000000")
+        raise InputError(f"{text!r} is no size", expected="a number of bytes such as 2G, 3.5GB, 500M or 1000000")
     return size
 
 

@@ -187,7 +187,13 @@ def test_more_files_than_the_format_counts() -> None:
 
 def test_sizes_and_names() -> None:
     assert [parse_size(text) for text in ("7", "2k", " 500M ", "3G")] == [7, 2000, 500_000_000, 3_000_000_000]
-    for text in ("", "0", "-1", "1.5G", "2T", "G", "2 G"):
+    assert [parse_size(text) for text in ("1.5G", "2T", "8 GB", "1.5KiB")] == [
+        1_500_000_000,
+        2 * 10**12,
+        8 * 10**9,
+        1536,
+    ]
+    for text in ("", "0", "-1", "G", "2X", "1..5G", "1e9", "2GG"):
         with pytest.raises(InputError, match="is no size"):
             parse_size(text)
     for name in ("m.gguf", "m-00002-of-00009.gguf", "m"):

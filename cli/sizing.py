@@ -1,0 +1,146 @@
+"""`gguforge quantize --target-size` and its like: types chosen for a size, by measured damage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gguforge.cli.chunk_bar import stages_bar
+from gguforge.cli.common import gathered, in_words
+
+if TYPE_CHECKING:
+    from gguforge.quant.plan import Plan
+    from gguforge.quant.quantize import Guide
+    from gguforge.runtime.sizing import Sized
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How large the file shall be; at most one of the first three is given.
+
+    Attributes:
+        target_size: bytes of the file, in words.
+        target_bpw: bits per weight.
+        fit: bytes of memory of the machine that will run it, in words.
+        fit_context, fit_cache: tokens of context there, and the type of its KV cache.
+        size_text: a text to measure on.
+        size_chunks: chunks of it for the choice, and as many for the verification.
+    """
+
+    target_size: str | None
+    target_bpw: float | None
+    fit: str | None
+    fit_context: int
+    fit_cache: str
+    size_text: str | None
+    size_chunks: int
+
+    @property
+    def asked(self) -> bool:
+        """Whether the size decides, and no preset."""
+        return any(one is not None for one in (self.target_size, self.target_bpw, self.fit))
+
+    def check(self, preset: str | None) -> None:
+        """Whether the options belong together.
+
+        Raises:
+            UsageError: they do not.
+        """
+        asked = sum(one is not None for one in (preset, self.target_size, self.target_bpw, self.fit))
+        if asked != 1:
+            raise click.UsageError("Give one of --type, --target-size, --target-bpw and --fit.")
+        if self.asked and self.size_text is None:
+            raise click.UsageError("A size needs a text to measure on: --measure-on TEXT.")
+
+
+sizing_options = gathered(
+    Sizing,
+    "sizing",
+    click.option("--target-size", metavar="SIZE", help="Choose the types for a file of at most so many bytes: 3.5GB."),
+    click.option(
+        "--target-bpw",
+        type=click.FloatRange(min=0.5, max=32),
+        metavar="BPW",
+        help="The same, as bits per weight: 4.25.",
+    ),
+    click.option("--fit", metavar="SIZE", help="The same, for a machine with so much memory: 8GB, all needs counted."),
+    click.option(
+        "--ctx",
+        "fit_context",
+        type=click.IntRange(1),
+        default=4096,
+        show_default=True,
+        help="Tokens of context for --fit.",
+    ),
+    click.option("--cache-type", "fit_cache", default="f16", show_default=True, help="Type of the KV cache for --fit."),
+    click.option("--measure-on", "size_text", type=click.Path(), help="A text to choose and to verify the types on."),
+    click.option(
+        "--measure-chunks",
+        "size_chunks",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="Chunks of 512 tokens for choosing the types, and as many more for verifying them.",
+    ),
+)
+
+
+def sized_plan(model: str, output: str, sizing: Sizing, guide: Guide | None, workers: int | None, quiet: bool) -> Plan:
+    """The plan of the best file of that size, with a remark on what was measured."""
+    from gguforge.runtime.sizing import Measuring, fit_size
+
+    assert sizing.size_text is not None
+    limit = budget(model, sizing)
+    store = Path(f"{output}.sensitivity.json")
+    how = Measuring(
+        sizing.size_text,
+        chunks=sizing.size_chunks,
+        workers=workers,
+        store=store,
+        scratch=Path(output).absolute().parent,
+    )
+    with stages_bar(quiet) as tell:
+        found = fit_size(model, limit, how, guide=guide, progress=tell)
+    if not quiet:
+        click.echo(remark(found), err=True)
+    return found.best.plan
+
+
+def budget(model: str, sizing: Sizing) -> int:
+    """Bytes that the file may have.
+
+    Raises:
+        InputError: a size is no size, or the memory holds no weights beside the context.
+    """
+    from gguforge.quant.errors import InputError
+    from gguforge.quant.quantize import plan_of_file
+    from gguforge.quant.splits import parse_size, read_model
+
+    if sizing.target_size is not None:
+        return parse_size(sizing.target_size)
+    if sizing.target_bpw is not None:
+        plan = plan_of_file(read_model(model))
+        return len(plan.header) + int(plan.elements * sizing.target_bpw / 8)
+    from gguforge.runtime.memory import buffers
+
+    assert sizing.fit is not None
+    memory, need = parse_size(sizing.fit), buffers(model, sizing.fit_context, sizing.fit_cache)
+    if need.total >= memory:
+        raise InputError(
+            "the context alone takes more memory than that", path=model, expected=f"more than {in_words(need.total)}",
+            found=in_words(memory), remedy="Give a smaller --ctx, or a smaller --cache-type such as q8_0.",
+        )  # fmt: skip
+    return memory - need.total
+
+
+def remark(found: Sized) -> str:
+    """One line: what was written and what it was measured against."""
+    chosen = f"chosen types: KLD {found.chosen.divergence:.5f} in {in_words(found.chosen.plan.size)}"
+    if not found.rivals:
+        return f"{chosen}; no preset is that small"
+    rival = found.rivals[0]
+    line = f"{chosen}; best preset that fits: {rival.name}, KLD {rival.divergence:.5f} in {in_words(rival.plan.size)}"
+    return line if found.best is found.chosen else f"{line}, which is better and is written"
