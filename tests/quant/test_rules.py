@@ -65,3 +65,11 @@ def test_types_equal_llama_cpp(name: str) -> None:
     assert golden == {
         preset: {"base": PRESETS[preset].base.name} | summary(deviations(name, preset)) for preset in golden
     }
+
+
+def test_glm5_keeps_what_llama_cpp_keeps_there_alone() -> None:
+    assert not is_quantizable("blk.0.attn_k_b.weight", (64, 512, 128), "glm5-next")
+    assert is_quantizable("blk.0.attn_k_b.weight", (64, 512, 128), "deepseek2")
+    names = ["output.weight", "blk.0.attn_q_a.weight"]
+    chooser = TypeChooser(PRESETS["Q2_K"], Model("glm5-next", 1, 8, 64), names)
+    assert chooser.choose("blk.0.attn_q_a.weight", (1536, 512), T.BF16).type == T.Q8_0
