@@ -16,7 +16,7 @@ from gguforge.quant.blocks.base import Blocks, Bytes, Floats, f2, i1, u1
 from gguforge.quant.blocks.grouped import GroupedBlock
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.affine import AffineFit
-from gguforge.quant.search.base import GROUP_MAX_EPS, add_up, as_groups, f32, nearest_int, round_into, scratch
+from gguforge.quant.search.base import GROUP_MAX_EPS, add_up, as_groups, extreme, f32, nearest_int, round_into, scratch
 from gguforge.quant.search.descent import DescentFit
 from gguforge.quant.search.positive import PositiveFit
 from gguforge.quant.search.symmetric import SymmetricFit
@@ -235,8 +235,7 @@ def round_signed(scale: Floats) -> tuple[Bytes, NDArray[np.float16]]:
 
 def first_extreme(scale: Floats) -> Floats:
     """The scale of largest magnitude of each super-block, the first of equals; (groups, n) -> (n,)."""
-    top: Floats = scale[np.abs(scale).argmax(axis=0), np.arange(scale.shape[1])]
-    return top
+    return extreme(scale)
 
 
 def encode_affine_32(x: Floats, w: Floats | None, out: Blocks, nmax: int, first: float, steps: int) -> Bytes:

@@ -64,16 +64,19 @@ class DescentFit:
         round_into(self.level, -nmax, nmax - 1, bool(np.isfinite(inverse).all()))
         lx, l2 = products(x, self.level)
         self.sum_lx, self.sum_l2 = add_up(lx), add_up(l2)
-        self._descend(x)
+        self._descend(x, lx, l2)
         self.scale: Floats = np.where((self.sum_l2 > 0) & ~self.zero, self.sum_lx / self.sum_l2, f32(0))
 
-    def _descend(self, x: Floats) -> None:
-        """Move weights, at most one of each group at a time; afterwards only the groups that moved can move again."""
+    def _descend(self, x: Floats, lx: Floats, l2: Floats) -> None:
+        """Move weights, at most one of each group at a time; afterwards only the groups that moved can move again.
+
+        `lx` and `l2` are the products of all groups at the start; they are used up.
+        """
         size = len(x)
         groups, level = np.arange(x.shape[1]), self.level
         start, sweep = np.zeros(len(groups), np.uint8), np.zeros(len(groups), np.uint8)
         while len(groups):
-            moves = self._moves(x, level, self.sum_lx[groups], self.sum_l2[groups])
+            moves = self._moves(x, level, lx, l2, groups)
             ahead = (moves.row - start[moves.column]).astype(np.uint8) % np.uint8(size)
             nearest = np.full(len(groups), size, np.uint8)
             np.minimum.at(nearest, moves.column, ahead)
@@ -88,11 +91,12 @@ class DescentFit:
             self.level[moves.row, groups] = moves.level
             self.sum_lx[groups], self.sum_l2[groups] = moves.sum_lx, moves.sum_l2
             x, level = x.take(going, axis=1), self.level.take(groups, axis=1)  # x[:, going] would come out transposed
+            lx, l2 = products(x, level)
             start, sweep = (moves.row + 1).astype(np.uint8), sweep[going]
 
-    def _moves(self, x: Floats, level: Floats, sum_lx: Floats, sum_l2: Floats) -> Moves:
-        """All weights of some groups with which the group gains; `sum_lx` and `sum_l2` are those of the groups."""
-        lx, l2 = products(x, level)
+    def _moves(self, x: Floats, level: Floats, lx: Floats, l2: Floats, groups: Indices) -> Moves:
+        """All weights of some groups with which the group gains; uses the products `lx` and `l2` up."""
+        sum_lx, sum_l2 = self.sum_lx[groups], self.sum_l2[groups]
         np.subtract(sum_lx, lx, out=lx)
         wanted = np.multiply(x, np.subtract(sum_l2, l2, out=l2), out=l2)
         np.rint(np.divide(wanted, lx, out=wanted), out=wanted)
