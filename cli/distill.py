@@ -8,6 +8,8 @@ from gguforge.cli.lazy import LazyGroup
 
 COMMANDS = {
     "collect": "Write down what a teacher expects after every token of a text: soft targets.",
+    "import": "Turn what DistillKit captured into soft targets.",
+    "export": "Write soft targets in DistillKit's form.",
     "train": "Train a student by a recipe, on the very blocks that it will ship in if you like.",
 }
 """Every command of the group with its one-line help."""

@@ -19,7 +19,7 @@ import numpy as np
 from gguforge.distill.data import Corpus, Mask, documents, read_corpus
 from gguforge.distill.sampling import Draws, Reducer, mixture, uniforms
 from gguforge.distill.shards import MAX_ENTRY, Ids, Kind, Rows, Scored, predicting, write_shard
-from gguforge.distill.targets import KEY, Manifest, open_shard, write_manifest
+from gguforge.distill.targets import KEY, Manifest, open_shard, teacher_loss, write_manifest
 from gguforge.distill.teachers.base import Teacher
 from gguforge.distill.teachers.open import TeacherSource, open_teacher
 from gguforge.quant.errors import InputError, OutputError
@@ -335,6 +335,5 @@ def summary(folder: Path, manifest: Manifest, made: int, kept: int, last: Progre
         if (folder / manifest.shard_name(number)).exists()
     ]
     tokens, rows, nbytes = (sum(getattr(shard, name) for shard in there) for name in ("tokens", "rows", "nbytes"))
-    total = sum(float(shard.next_log_prob.astype(np.float64).sum()) for shard in there)
     missing = manifest.shards - len(there)
-    return Collected(manifest, made, kept, missing, tokens, rows, nbytes, -total / max(1, rows), last)
+    return Collected(manifest, made, kept, missing, tokens, rows, nbytes, teacher_loss(there), last)

@@ -237,9 +237,15 @@ class Targets(Sequence[Document]):
                 yield shard.document(number)
 
     def teacher_loss(self) -> float:
-        """The teacher's own cross-entropy on the tokens that count, in nats for each."""
-        total = sum(float(shard.next_log_prob.astype(np.float64).sum()) for shard in self.shards)
-        return -total / max(1, int(self.rows))
+        """The teacher's own cross-entropy; see `teacher_loss`."""
+        return teacher_loss(self.shards)
+
+
+def teacher_loss(shards: Sequence[Shard]) -> float:
+    """The teacher's cross-entropy on the tokens that count, in nats for each; those it said nothing of are left out."""
+    parts = [shard.next_log_prob.astype(np.float64) for shard in shards]
+    known = [part[np.isfinite(part)] for part in parts]
+    return -sum(float(part.sum()) for part in known) / max(1, sum(map(len, known)))
 
 
 def open_targets(folder: str | os.PathLike[str], *, verify: bool = True) -> Targets:

@@ -209,7 +209,7 @@ def _rows(tables: Sequence[dict[int, float]], next_ids: Ids, k: int) -> Rows:
     logs = np.array([value for row in best for _, value in row], np.float32)
     lengths = np.array([len(row) for row in best], np.int64)
     kept = np.add.reduceat(np.exp(logs.astype(np.float64)), np.cumsum(lengths) - lengths)
-    own = [table.get(token, -math.inf) for table, token in zip(tables, next_ids.tolist(), strict=True)]
+    own = [table.get(token, math.nan) for table, token in zip(tables, next_ids.tolist(), strict=True)]
     none = np.empty(0, np.int32)
     return Rows(
         lengths, np.array([token for row in best for token, _ in row], np.int32), none, logs.astype(np.float16),

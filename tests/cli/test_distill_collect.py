@@ -79,3 +79,19 @@ def test_a_killed_run_loses_one_shard_at_most(folder: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == names
     for name in names:
         assert (tmp_path / "t" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_export_and_import(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    model, text = folder / "model.gguf", folder / "text.txt"
+    assert run("distill", "collect", model, "-f", text, "-o", tmp_path / "t", "-t", 1, "-q").returncode == 0
+    out = run("distill", "export", tmp_path / "t", "-o", tmp_path / "kit")
+    assert (out.returncode, out.stderr) == (0, "")
+    assert f"{tmp_path / 'kit'}: " in out.stdout
+    back = run("distill", "import", tmp_path / "kit", "--tokenizer", model, "-o", tmp_path / "back")
+    assert (back.returncode, back.stderr) == (0, "")
+    ours, theirs = open_targets(tmp_path / "t"), open_targets(tmp_path / "back")
+    assert ours.manifest.tokenizer_sha256 == theirs.manifest.tokenizer_sha256
+    assert (len(ours), ours.tokens, ours.entries) == (len(theirs), theirs.tokens, theirs.entries)
+    refused(run("distill", "import", folder, "-o", tmp_path / "x"), "compression_config.yaml is missing")
+    refused(run("distill", "export", folder, "-o", tmp_path / "x"), "holds no soft targets")
