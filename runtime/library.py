@@ -41,7 +41,8 @@ class Log:
     @contextmanager
     def recorded(self) -> Iterator[list[str]]:
         """All lines that are said in the block."""
-        self._record = found = []
+        found: list[str] = []
+        self._record = found
         try:
             yield found
         finally:

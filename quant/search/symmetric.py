@@ -58,7 +58,7 @@ class SymmetricFit:
         clipped = [every or step > HIGHEST_INSIDE for step in STEPS]
         self._sums(self.x, self.w, self.inverse, self.sum_lx, self.sum_l2, clipped, self.purpose)
         if not every and len(above):
-            again = [k for k, step in enumerate(STEPS) if LOWEST_ABOVE <= step <= HIGHEST_INSIDE]
+            again = np.flatnonzero([LOWEST_ABOVE <= step <= HIGHEST_INSIDE for step in STEPS])
             some = np.ix_(again, above)
             x, w, inverse = self.x.take(above, axis=1), self.w.take(above, axis=1), self.inverse[some]
             sum_lx, sum_l2 = np.empty_like(inverse), np.empty_like(inverse)
