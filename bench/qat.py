@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from gguforge.distill.recipe import read_recipe
-from gguforge.distill.train import train_recipe
+from gguforge.distill.grid import Grid, placements, plan_blocks
+from gguforge.distill.measure import Measured
+from gguforge.distill.processes import processes
+from gguforge.distill.recipe import Recipe, read_recipe
+from gguforge.distill.train import Workshop, train_recipe
 from gguforge.runtime.overlap import fingerprint, shared
 
 RECIPE = """
@@ -39,10 +44,12 @@ save = 50
 [hardware]
 device = "auto"
 threads = {threads}
+precision = {precision}
 [blocks]
 preset = {preset}
 refresh = {refresh}
 scales_only = {scales_only}
+{guide}
 [report]
 baseline = false
 """
@@ -60,6 +67,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--imatrix", type=Path, help="guides the search for scales; plain quantization has none")
     parser.add_argument("--scales-only", action="store_true")
     return parser.parse_args()
 
@@ -77,26 +86,49 @@ def main() -> None:
     for preset in given.presets:
         folder = given.output / preset
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.toml").write_text(RECIPE.format(**values | {"preset": json.dumps(preset)}))
-        train_recipe(read_recipe(folder / "recipe.toml"), folder)
-        show(preset, json.loads((folder / "report.json").read_text()))
+        guide = "" if given.imatrix is None else f"imatrix = {values['imatrix']}"
+        (folder / "recipe.toml").write_text(RECIPE.format(**values | {"preset": json.dumps(preset), "guide": guide}))
+        recipe = read_recipe(folder / "recipe.toml")
+        plain = plainly_quantized(recipe, folder)
+        print(preset, "plain:", plain, flush=True)
+        train_recipe(recipe, folder, told)
+        show(preset, plain, json.loads((folder / "report.json").read_text()))
 
 
-def show(preset: str, report: dict[str, object]) -> None:
+def told(name: str, step: int, losses: dict[str, float]) -> None:
+    """Print every 50th step."""
+    if step % 50 == 0:
+        print(f"{name} step {step}: loss {losses['loss']:.4f}", flush=True)
+
+
+def plainly_quantized(recipe: Recipe, folder: Path) -> Measured:
+    """What `gguforge quantize` alone gives: the preset's blocks, without importance matrix or training."""
+    assert recipe.blocks is not None
+    with processes(recipe.hardware.device, recipe.hardware.threads) as group:
+        shop = Workshop(recipe, folder, group)
+        student = shop.student(0)
+        plan = plan_blocks(shop.home, recipe.blocks.preset)
+        Grid(dict(student.named_parameters()), plan, placements(plan, shop.home))
+        found = shop.worth(student)
+    assert found is not None
+    return found
+
+
+def show(preset: str, plain: Measured, report: dict[str, Any]) -> None:
     """One line a seed."""
-    whole: dict[str, float] = report["unquantized"]  # type: ignore[assignment]
-    runs: dict[str, dict[str, dict[str, float]]] = report["runs"]  # type: ignore[assignment]
-    for name, run in runs.items():
-        start, end = run["start"], run["end"]
-        lost = {key: start[key] - whole[key] for key in ("cross_entropy", "divergence")}
-        kept = {key: (start[key] - end[key]) / lost[key] for key in lost}
-        print(
-            f"{preset} {name}: cross-entropy {whole['cross_entropy']:.4f} unquantized, "
-            f"{start['cross_entropy']:.4f} plain, {end['cross_entropy']:.4f} trained: {100 * kept['cross_entropy']:.0f} % recovered; "
-            f"KLD {start['divergence']:.4f} -> {end['divergence']:.4f}: {100 * kept['divergence']:.0f} %; "
-            f"same top {100 * start['same_top']:.1f} -> {100 * end['same_top']:.1f} %",
-            flush=True,
-        )
+    whole = report["unquantized"]
+    for name, run in report["runs"].items():
+        stages = {"plain": asdict(plain), "before training": run["start"], "trained": run["end"]}
+        parts = [f"{preset} {name}: unquantized {whole['cross_entropy']:.4f}"]
+        for stage, found in stages.items():
+            lost = [getattr(plain, key) - whole[key] for key in ("cross_entropy", "divergence")]
+            won = [getattr(plain, key) - found[key] for key in ("cross_entropy", "divergence")]
+            shares = [f"{100 * a / b:.0f} %" for a, b in zip(won, lost, strict=True)]
+            parts.append(
+                f"{stage} {found['cross_entropy']:.4f} ({shares[0]} recovered), KLD {found['divergence']:.4f} "
+                f"({shares[1]}), same top {100 * found['same_top']:.1f} %"
+            )
+        print("; ".join(parts), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ from gguforge.distill.tokens import Tokenizer
 from gguforge.quant.errors import InputError
 from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.reader import read_gguf
+from gguforge.runtime.forward import Forward
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from gguforge.distill.report import summary  # noqa: E402
+from gguforge.distill.students import open_model  # noqa: E402
 from gguforge.distill.train import Trained, train_recipe  # noqa: E402
 
 CONFIG = like(SMALL_K, num_hidden_layers=2, intermediate_size=256)
@@ -108,6 +110,18 @@ def test_blocks_that_are_trained_are_the_blocks_of_the_file(home: Path, tmp_path
     assert run.end is not None
     assert run.end.divergence < run.start.divergence
     assert any("recovered" in line for line in summary(trained))
+
+
+def test_llama_cpp_computes_what_was_trained(home: Path, tmp_path: Path) -> None:
+    train_recipe(recipe(home, f'{BLOCKS}[blocks]\npreset = "Q8_0"\n'), tmp_path)
+    student = open_model(tmp_path / "checkpoint").eval()
+    with Forward.open(tmp_path / "model.gguf", chunk=32, outputs=32, threads=1) as model:
+        tokens = model.tokenize(TEXT.encode())[:32]
+        theirs = np.concatenate([scores.copy() for _, scores in model.read(tokens, 0, 32)])
+    with torch.no_grad():
+        ours = student(input_ids=torch.from_numpy(tokens).long()[None]).logits[0].numpy()
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.9
+    assert (ours - theirs).std() < 0.05 * ours.std()  # llama.cpp rounds activations to 8 bits
 
 
 def random_targets(home: Path, folder: Path, tokenizer: str | None = None) -> None:
