@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +10,14 @@ import click
 
 from gguforge.cli.common import gathered
 from gguforge.cli.rules import print_rules_option, rules_option
+from gguforge.cli.tuning import Tuning, tuning_options
 from gguforge.cli.writing import Writing, writing_options
 
 if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
     from gguforge.quant.presets import Preset
     from gguforge.quant.quantize import Guide
+    from gguforge.quant.reader import GGUFFile
 
 
 TYPES = "A type is a preset of llama.cpp by name or number, in any case (Q4_K_M, q6_k, 15), or COPY."
@@ -72,9 +73,10 @@ class Wishes:
     click.option("--explain", is_flag=True, help="Print for each tensor the rule that chose its type."),
     click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already: it loses twice."),
 )
+@tuning_options
 @print_rules_option
 @writing_options
-def command(model: str, wishes: Wishes, writing: Writing) -> None:
+def command(model: str, wishes: Wishes, tuning: Tuning, writing: Writing) -> None:
     """Quantize the GGUF file MODEL, byte for byte as llama-quantize does.
 
     Of a split model, give the first file. COPY as a type copies a model as it is: to merge, split or prune it.
@@ -85,30 +87,36 @@ def command(model: str, wishes: Wishes, writing: Writing) -> None:
       gguforge quantize model-bf16.gguf --type IQ2_XS --imatrix imatrix.gguf
       gguforge quantize model-f16.gguf --type Q4_K_S --tensor-type 'ffn_down=Q6_K'
       gguforge quantize model-f16.gguf --type Q2_K --dry-run --explain
+      gguforge quantize model-f16.gguf --type Q4_K_M --quality best -f calibration.txt
       gguforge quantize mixture-f16.gguf --type Q4_K_M --rules modern
       gguforge quantize model-f16-00001-of-00003.gguf --type Q4_K_M --keep-split
       gguforge quantize model-00001-of-00003.gguf --type COPY -o model.gguf
     """
     from gguforge.quant.quantize import preset_or_copy
+    from gguforge.quant.splits import divide_like
 
     if wishes.include and wishes.exclude:
         raise click.UsageError("--include-weights and --exclude-weights cannot be used together.")
     if wishes.keep_split and writing.splits:
         raise click.UsageError("--keep-split and a limit such as --split-max-size cannot be used together.")
+    tuning.check()
     preset = preset_or_copy(wishes.preset)
-    plans = make_plans(model, preset, wishes, writing)
-    writing.execute(plans, default_output(model, preset.name), preset.name, {}, wishes.explain)
+    name = default_output(model, preset.name)
+    file, plan = make_plan(model, preset, wishes)
+    with tuning.improved(plan, model, writing.output or name, writing) as better:
+        plans = divide_like(better, file) if wishes.keep_split else writing.divide(better)
+        writing.execute(plans, name, preset.name, {}, wishes.explain)
     if preset.name == "Q2_K_S" and wishes.imatrix is None and not writing.quiet:
         click.echo("Q2_K_S without an importance matrix loses much quality; llama-quantize refuses it.", err=True)
 
 
-def make_plans(model: str, preset: Preset, wishes: Wishes, writing: Writing) -> Sequence[Plan]:
-    """The plans of the quantized model's files."""
+def make_plan(model: str, preset: Preset, wishes: Wishes) -> tuple[GGUFFile, Plan]:
+    """The unquantized model, and the plan of the quantized one."""
     from gguforge.quant.overrides import parse_overrides, parse_pairs
     from gguforge.quant.pruning import parse_layers
     from gguforge.quant.quantize import plan_of_file, retype
     from gguforge.quant.rule_files import find_rules
-    from gguforge.quant.splits import divide_like, read_model
+    from gguforge.quant.splits import read_model
 
     overrides = parse_overrides(
         wishes.patterns,
@@ -130,7 +138,7 @@ def make_plans(model: str, preset: Preset, wishes: Wishes, writing: Writing) -> 
         prune=parse_layers(wishes.layers),
         keep_order=wishes.keep_split,
     )
-    return divide_like(plan, file) if wishes.keep_split else writing.divide(plan)
+    return file, plan
 
 
 def read_guide(path: str | None, include: tuple[str, ...], exclude: tuple[str, ...]) -> Guide | None:

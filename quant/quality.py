@@ -15,7 +15,7 @@ from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.errors import DataError
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.search.refine import refined
-from gguforge.quant.sources import Bytes, Floats, Source
+from gguforge.quant.sources import Bytes, Extent, FileSource, Floats, Source
 
 Quality = Literal["exact", "high", "best"]
 """llama.cpp's bytes; a better search; error feedback on a calibration text."""
@@ -53,6 +53,38 @@ class RefinedSource(Source):
         cuts = range(start - start % per_matrix, stop, per_matrix)
         parts = [(max(cut, start), min(cut + per_matrix, stop), self.importance[cut // per_matrix]) for cut in cuts]
         return np.concatenate([refined(rows[a - start : b - start], self.type, w) for a, b, w in parts])
+
+
+@dataclass(frozen=True)
+class EncodedSource(Source):
+    """A tensor that was encoded before.
+
+    Attributes:
+        origin: where its weights came from.
+        encoded: its blocks, in a file of their own.
+    """
+
+    origin: Source
+    encoded: FileSource
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.encoded.shape
+
+    @property
+    def type(self) -> GGMLQuantizationType:  # type: ignore[override]
+        return self.encoded.type
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self.origin.paths
+
+    @property
+    def extent(self) -> Extent:
+        return self.encoded.extent
+
+    def raw_rows(self, start: int, stop: int) -> Bytes:
+        return self.encoded.raw_rows(start, stop)
 
 
 def refine_plan(plan: Plan) -> Plan:

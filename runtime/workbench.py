@@ -18,6 +18,7 @@ import numpy as np
 from gguforge.quant.blocks.base import Bytes
 from gguforge.quant.errors import OutputError
 from gguforge.quant.plan import TensorPlan
+from gguforge.quant.quality import EncodedSource
 from gguforge.quant.sources import FileSource
 from gguforge.runtime.blocks import States
 
@@ -90,7 +91,8 @@ class Workbench:
         path = self._encoded_path(index)
         if not path.exists():
             return None
-        return replace(tensor, source=FileSource(str(path), 0, tensor.shape, tensor.type), importance=None)
+        source = EncodedSource(tensor.source, FileSource(str(path), 0, tensor.shape, tensor.type))
+        return replace(tensor, source=source, importance=None)
 
     def _states_path(self, number: int, side: str) -> Path:
         return self.path / f"{side}-{number}.npy"
