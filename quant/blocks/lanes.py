@@ -6,8 +6,10 @@ the time of moving every weight into a row of its own, and a block's bytes come 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gguforge.quant.blocks.base import Blocks, Bytes, Floats
 from gguforge.quant.search.base import scratch
@@ -48,6 +50,13 @@ def extremes(lanes: Floats) -> tuple[Floats, Floats]:
 def per_lane(values: Floats) -> Floats:
     """A number of each block, shape (n,), for each of its lanes, shape (4 * n,)."""
     return values.repeat(LANES)
+
+
+def as_codes(lanes: Floats, type: DTypeLike = np.uint8) -> NDArray[Any]:
+    """Lanes truncated to bytes (`type`: signed or not), same shape, in working memory."""
+    codes = scratch("codes", (lanes.size // 4,)).view(type).reshape(lanes.shape)
+    np.copyto(codes, lanes, casting="unsafe")
+    return codes
 
 
 def halves(codes: Bytes) -> Bytes:

@@ -12,6 +12,7 @@ from gguforge.quant.blocks.base import Blocks, Bytes, Floats, f2, i1, u1, u4
 from gguforge.quant.blocks.grouped import GroupedBlock
 from gguforge.quant.blocks.lanes import (
     LANES,
+    as_codes,
     as_lanes,
     codes_as_lanes,
     extremes,
@@ -67,7 +68,7 @@ def encode_symmetric(x: Floats, w: Floats | None, half: int) -> tuple[Floats, By
     inverse = reciprocal(d)
     np.multiply(lanes, per_lane(inverse), out=lanes)
     lanes += f32(half + 0.5)
-    levels = settle(lanes, inverse).astype(np.uint8)
+    levels = as_codes(settle(lanes, inverse))
     return d, np.minimum(levels, np.full(levels.shape[1], 2 * half - 1, np.uint8), out=levels)  # a scalar is slow
 
 
@@ -85,7 +86,7 @@ def encode_range(x: Floats, w: Floats | None, top: int) -> tuple[Floats, Floats,
     np.subtract(lanes, per_lane(low), out=lanes)
     np.multiply(lanes, per_lane(inverse), out=lanes)
     lanes += f32(0.5)
-    return d, low, settle(lanes, inverse).astype(np.uint8)  # never above `top`: rounding adds far less than a half
+    return d, low, as_codes(settle(lanes, inverse))  # never above `top`: rounding adds far less than a half
 
 
 def pack_nibbles(levels: Bytes) -> Bytes:
@@ -207,7 +208,7 @@ class Q8_0(GroupedBlock, type=T.Q8_0, size=SIZE, tile=TILE, levels=(-127, 127), 
         inverse = reciprocal(d)
         np.multiply(lanes, per_lane(inverse), out=lanes)
         out["d"] = d
-        put_lanes(round_half_away(settle(lanes, inverse)), out["qs"])
+        put_lanes(as_codes(half_away(settle(lanes, inverse)), np.int8), out["qs"])
 
     @staticmethod
     def codes(b: Blocks) -> Bytes:
@@ -219,12 +220,17 @@ class Q8_0(GroupedBlock, type=T.Q8_0, size=SIZE, tile=TILE, levels=(-127, 127), 
         out["qs"] = codes.view(np.int8)
 
 
-def round_half_away(t: Floats) -> NDArray[np.int8]:
-    """C's `(int8_t) roundf(t)` for |t| <= 127, which uses `t` up.
+def half_away(t: Floats) -> Floats:
+    """What C's `roundf` truncates to the same integer, for |t| <= 127; in place.
 
     Adding 0.5 would round the float just below 0.5 up to 1; adding that float rounds every half up, and nothing else.
     """
     nearly = np.bitwise_and(t.view(np.int32), SIGN, out=scratch("nearly", t.shape).view(np.int32))
     nearly |= BELOW_HALF
     t += nearly.view(np.float32)
-    return t.astype(np.int8)
+    return t
+
+
+def round_half_away(t: Floats) -> NDArray[np.int8]:
+    """C's `(int8_t) roundf(t)` for |t| <= 127, which uses `t` up."""
+    return half_away(t).astype(np.int8)
