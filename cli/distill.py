@@ -7,6 +7,7 @@ import click
 from gguforge.cli.lazy import LazyGroup
 
 COMMANDS = {
+    "generate": "Let a teacher answer prompts: conversations to learn from.",
     "collect": "Write down what a teacher expects after every token of a text: soft targets.",
     "import": "Turn what DistillKit captured into soft targets.",
     "export": "Write soft targets in DistillKit's form.",

@@ -95,3 +95,14 @@ def test_export_and_import(folder: Path, tmp_path: Path) -> None:
     assert (len(ours), ours.tokens, ours.entries) == (len(theirs), theirs.tokens, theirs.entries)
     refused(run("distill", "import", folder, "-o", tmp_path / "x"), "compression_config.yaml is missing")
     refused(run("distill", "export", folder, "-o", tmp_path / "x"), "holds no soft targets")
+
+
+def test_generate(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hello"}\n')
+    words = ("distill", "generate", folder / "model.gguf", "-f", tmp_path / "p.jsonl", "-t", 1, "--temperature", 0)
+    done = run(*words, "-o", tmp_path / "c.jsonl")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path / 'c.jsonl'}: ")
+    assert " answers to 1 prompts; thrown away: " in done.stdout
+    refused(run(*words, "-o", tmp_path / "c.jsonl"), "file exists")
+    refused(run(*words[:4], folder / "text.txt", "-o", tmp_path / "d.jsonl"), "line 1 asks nothing")
