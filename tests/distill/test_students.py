@@ -129,3 +129,23 @@ def test_a_folder_with_something_else_is_not_replaced(teacher: Any, checkpoint: 
     with pytest.raises(OutputError, match="no checkpoint"):
         students.save_model(teacher, tmp_path, checkpoint)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 4,
+    "n_positions": 32, "vocab_size": 60,
+}  # fmt: skip
+BERT = {
+    "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 16, "intermediate_size": 32,
+    "num_attention_heads": 2, "num_hidden_layers": 4, "vocab_size": 60, "max_position_embeddings": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [GPT2, BERT], ids=lambda config: config["model_type"])
+def test_layers_of_other_families_are_cut_alike(config: dict[str, Any]) -> None:
+    teacher = students.fresh_model(config, Path("config.json"), 0).eval()
+    student = students.cut(teacher, config, StudentPart(layers=2), Path("config.json"), batches()).eval()
+    names = {name.replace(".3.", ".1.") for name in teacher.state_dict() if ".1." not in name and ".2." not in name}
+    assert set(student.state_dict()) == names
+    for name, weight in student.state_dict().items():
+        assert torch.equal(weight, teacher.state_dict()[name.replace(".1.", ".3.")]), name
