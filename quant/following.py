@@ -178,18 +178,20 @@ class Follower:
     def _follow(self) -> None:
         """The thread's life."""
         try:
-            recorded = time.monotonic()
-            while (end := self._queue.get()) is not None and not self._stopping:
-                due = time.monotonic() - recorded > RECORD_SECONDS
+            recorded, last = time.monotonic(), self.hashes.position
+            while (end := self._queue.get()) is not None:
+                last = end
+                due = time.monotonic() - recorded > RECORD_SECONDS and not self._stopping
                 if due or end - self.hashes.position > BATCH:
                     self.hashes.advance(end)
                 if due:
                     self.record()
                     recorded = time.monotonic()
-            if self._stopping and self.part.done:  # short runs are not worth keeping
-                self.record()
             if not self._stopping:
                 self.hashes.finish()
+            elif self.part.done:  # short runs are not worth keeping
+                self.hashes.advance(last)
+                self.record()
         except BaseException as error:  # noqa: BLE001 (it is raised in the main thread)
             self._error = error
 
