@@ -27,7 +27,8 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 @click.command("collect")
 @click.argument("teachers", nargs=-1, required=True, metavar="TEACHER...")
 @click.option("-f", "--file", "text", type=click.Path(), multiple=True, required=True,
-              help="The text; .jsonl holds texts or conversations, one a line. May be repeated.")  # fmt: skip
+              help="The text; .jsonl holds texts or conversations, one a line. May be repeated. A data set of "
+              "the Hub is hub:OWNER/NAME:SPLIT.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(), required=True, help="The folder for the targets.")
 @click.option("-n", "--draws", type=click.IntRange(1, 65536), default=50, show_default=True,
               help="Tokens drawn from the teacher's distribution, for each token of text.")  # fmt: skip

@@ -1,1 +1,1 @@
-"""Distill: small students from large teachers; for now, the demo model and the script that trains it."""
+"""Distill: soft targets from teachers, students trained on them and on the blocks they ship in, the demo model."""

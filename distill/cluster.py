@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gguforge.distill.collect import Collected, Progress, Settings, begin, opened, summary
+from gguforge.distill.hub import local_text
 from gguforge.distill.teachers.open import TeacherSource
 from gguforge.quant.errors import EngineError, GGUForgeError, MissingExtraError
 
@@ -67,7 +68,8 @@ def collect_with_ray(
         import ray.data
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "ray", "ray") from None
-    folder, paths = Path(folder).absolute(), [str(Path(path).absolute()) for path in text]
+    folder = Path(folder).absolute()
+    paths = [str(Path(path).absolute()) for path in local_text(text, folder)]
     with opened(teachers, paths, settings) as collector:
         manifest, sizes = collector.manifest, collector.corpus.sizes
         kept, missing = begin(folder, manifest, shard)

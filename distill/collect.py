@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gguforge.distill.data import Corpus, Mask, documents, read_corpus
+from gguforge.distill.hub import local_text
 from gguforge.distill.sampling import Draws, Reducer, mixture, uniforms
 from gguforge.distill.shards import MAX_ENTRY, Ids, Kind, Rows, Scored, predicting, write_shard
 from gguforge.distill.targets import KEY, Manifest, open_shard, teacher_loss, write_manifest
@@ -247,7 +248,7 @@ def collect(
 
     Args:
         teachers: one, or several whose mixture is wanted.
-        text: plain text and .jsonl files (see `gguforge.distill.data`).
+        text: plain text and .jsonl files (see `gguforge.distill.data`), data sets (see `gguforge.distill.hub`).
         folder: where the targets go; made if need be.
         settings: what to keep.
         shard: (i, n) for every n-th shard from the i-th on, so that n runs make all of them.
@@ -258,7 +259,7 @@ def collect(
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came; finished shards stay.
     """
     settings, folder = settings or Settings(), Path(folder)
-    with opened(teachers, text, settings) as collector:
+    with opened(teachers, local_text(text, folder), settings) as collector:
         kept, missing = begin(folder, collector.manifest, shard)
         last = _make_all(collector, folder, missing, progress)
     return summary(folder, collector.manifest, len(missing), kept, last)
