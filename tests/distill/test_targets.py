@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from target_sets import manifest, random_document, write_targets
 
+from gguforge.distill.arrays import read_arrays, write_arrays
 from gguforge.distill.shards import Layout, Shard, predicting, write_shard
 from gguforge.distill.targets import KEY, MANIFEST, open_targets, read_manifest, write_manifest
 from gguforge.quant.errors import InputError, OutputError
@@ -151,3 +152,33 @@ def test_names_are_no_part_of_the_key() -> None:
     assert renamed.key == made.key
     assert replace(made, teachers=(replace(teacher, sha256="x"),)).key != made.key
     assert made.differences(replace(made, text=(replace(text, bytes=1),))) == ["text"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(LAYOUTS[:1] + LAYOUTS[5:]), st.data())
+def test_hostile_numbers_are_refused_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, layout: tuple[str, int, int], data: st.DataObject
+) -> None:
+    """Any numbers in any array under a right hash: an error in one line, or documents within the vocabulary."""
+    shape = Layout(*layout)  # type: ignore[arg-type]
+    folder = tmp_path_factory.mktemp("hostile")
+    write_shard(folder / "s", [random_document(np.random.default_rng(0), shape, 9)] * 2, shape, {})
+    arrays = {name: array.copy() for name, array in read_arrays(folder / "s").items()}
+    name = data.draw(st.sampled_from(sorted(arrays)))
+    raw = arrays[name].reshape(-1).view(np.uint8)
+    for _ in range(data.draw(st.integers(1, 3))):
+        if raw.size:
+            raw[data.draw(st.integers(0, raw.size - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()) and len(arrays[name]):
+        arrays[name] = arrays[name][:-1]
+    write_arrays(folder / "t", arrays, {})
+    try:
+        shard = Shard(folder / "t", shape)
+    except InputError:
+        return
+    for number in range(shard.documents):
+        document = shard.document(number)
+        assert len(document.row_ptr) == len(document.positions) + 1
+        assert document.row_ptr[-1] == len(document.ids) == len(document.weights)
+        for ids in (document.ids, document.input_ids):
+            assert ((ids >= 0) & (ids < shape.vocabulary)).all()
