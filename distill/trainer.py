@@ -219,6 +219,7 @@ class Trainer:
 
     def _take_best(self) -> None:
         """Where stopping early is allowed, the best weights are the result."""
+        self.group.wait()  # for the first process, which may still be writing them
         if self.schedule.patience and self.history.waited() and self.folder is not None:
             self._load_weights(self._read(BEST)["weights"])
 
