@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.distill.collect import Collector, Settings
+from gguforge.distill.collector import Collector, Settings
 from gguforge.distill.data import documents, read_corpus
 from gguforge.distill.targets import write_manifest
 from gguforge.distill.teachers.gguf import GGUFTeacher

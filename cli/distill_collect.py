@@ -101,7 +101,8 @@ def command(
     if weights and len(weights) != len(teachers):
         raise click.UsageError(f"Give --weight once for each of the {len(teachers)} teachers.")
     from gguforge.distill.cluster import collect_with_ray
-    from gguforge.distill.collect import Settings, collect
+    from gguforge.distill.collect import collect
+    from gguforge.distill.collector import Settings
     from gguforge.distill.teachers.open import TeacherSource
 
     kind, size = ("top-k", top_k) if top_k else ("full", 0) if full else ("sampled", draws)

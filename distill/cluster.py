@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from gguforge.distill.collect import Collected, Progress, Settings, begin, opened, summary
+from gguforge.distill.collect import Collected, Progress, begin, opened, summary
+from gguforge.distill.collector import Settings
 from gguforge.distill.hub import local_text
 from gguforge.distill.teachers.open import TeacherSource
 from gguforge.quant.errors import EngineError, GGUForgeError, MissingExtraError

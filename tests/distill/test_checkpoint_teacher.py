@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gguforge.convert.conversion import convert
-from gguforge.distill.collect import Settings, collect
+from gguforge.distill.collect import collect
+from gguforge.distill.collector import Settings
 from gguforge.distill.sampling import Reducer, uniforms
 from gguforge.distill.shards import Document, Kind, Rows
 from gguforge.distill.targets import Targets, open_targets

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gguforge.distill.collect import Progress, Settings, collect
+from gguforge.distill.collect import Progress, collect
+from gguforge.distill.collector import Settings
 from gguforge.distill.teachers.open import TeacherSource
 from gguforge.quant.errors import InputError
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguforge.distill.collect import Collected, Progress, Settings, collect, shares
+from gguforge.distill.collect import Collected, Progress, collect
+from gguforge.distill.collector import Settings, shares
 from gguforge.distill.targets import open_targets
 from gguforge.distill.teachers.open import TeacherSource
 from gguforge.quant.errors import GGUForgeError, InputError

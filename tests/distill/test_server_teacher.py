@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguforge.distill.collect import Settings, collect
+from gguforge.distill.collect import collect
+from gguforge.distill.collector import Settings
 from gguforge.distill.sampling import Reducer
 from gguforge.distill.targets import Document, open_targets
 from gguforge.distill.teachers import server
