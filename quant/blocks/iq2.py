@@ -24,7 +24,7 @@ from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.base import GROUP_MAX_EPS, f32
 from gguforge.quant.search.grids import grid
 
-TILE = 256
+TILE = 512
 EPS = float(GROUP_MAX_EPS)
 
 

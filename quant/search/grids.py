@@ -122,7 +122,7 @@ class Grid:
             far = (here**2).sum(axis=1)[:, None] - 2 * (here @ self.lattice) + (self.lattice**2).sum(axis=0)
             near = far <= self._reach(far)[:, None]
             row, point = np.nonzero(near)
-            lists.append(point[np.lexsort((point, far[row, point], row))])
+            lists.append(point[np.lexsort((far[row, point], row))])  # stable: of equals in the grid's order
             counts[part] = near.sum(axis=1)
             starts[part] = total + np.cumsum(counts[part], dtype=np.int64) - counts[part]
             total += len(row)
@@ -148,9 +148,11 @@ class Grid:
             at = near.starts[codes][:, None] + np.arange(count)
             steps = self.levels[near.points[at]].astype(np.int64) - self._levels(codes)[:, None]
             sets = self._farther(steps)
-            beaten = np.zeros(at.shape, np.bool_)
+            others, beaten = ~sets, np.zeros(at.shape, np.bool_)
             for k in range(count):
-                beaten |= ((sets[:, k, None] & ~sets) == 0) & (sets[:, k, None] != sets)
+                beats = (sets[:, k, None] & others) == 0
+                beats[:, k] = False
+                beaten |= beats
             keep[at] = ~beaten
         return self._filled(keep)
 
@@ -158,7 +160,7 @@ class Grid:
         """Levels of lattice points, shape (codes, 8 or 4)."""
         return codes[:, None] // self.place % (self.top + 1)
 
-    def _farther(self, steps: Ints) -> Ints:
+    def _farther(self, steps: Ints) -> NDArray[np.uint32 | np.uint64]:
         """Steps of points in each direction, shape (..., 8 or 4), as sets of bits: the farther the more.
 
         In one direction -1 is {0}, 1 is {1}, -2 is {0, 1, 2}, 2 is {0, 1, 3}... Shape (...).
@@ -166,7 +168,8 @@ class Grid:
         size = np.abs(steps)
         sets = np.where(size > 0, (1 << 2 * (size - 1).clip(0)) - 1 | 1 << 2 * (size - 1).clip(0) + (steps > 0), 0)
         joined: Ints = (sets << 2 * self.top * np.arange(steps.shape[-1])).sum(axis=-1)
-        return joined
+        fits: type[np.uint32 | np.uint64] = np.uint32 if 2 * self.top * steps.shape[-1] <= 32 else np.uint64
+        return joined.astype(fits)
 
     def _filled(self, keep: Mask) -> Lists:
         """The neighbours marked, as a rectangle."""

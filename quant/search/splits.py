@@ -22,7 +22,7 @@ DOWN = np.array([-1, 0, 1], np.float32) - DELTA
 FLT_MAX = np.finfo(np.float32).max
 LEAST, MOST = f32(1e-30), f32(1e37)  # between them products keep all their bits
 CLOSE = f32(1 - 3e-4)  # scores that rounding could bring above the best are at least this part of it
-TILE = 1 << 14  # weights whose splits are tried at once
+TILE = 1 << 15  # weights whose splits are tried at once
 
 
 class Sums(NamedTuple):
