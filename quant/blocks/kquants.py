@@ -144,8 +144,8 @@ def unpack_2bit(packed: Bytes) -> Bytes:
 
 
 class Q2_K(
-    GroupedBlock, type=T.Q2_K, size=SUPER, tile=512, importance="block", group=16, levels=(0, 3), offset="dmin",
-    scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2,
+    GroupedBlock, type=T.Q2_K, size=SUPER, tile=512, weighted_tile=1024, importance="block",
+    group=16, levels=(0, 3), offset="dmin", scales=(u1, 16), qs=(u1, 64), d=f2, dmin=f2,
 ):  # fmt: skip
     """2-bit levels; 16 groups of 16 with 4-bit scales and minimums: 2.625 bpw."""
 
@@ -267,8 +267,8 @@ class Affine32(GroupedBlock, abstract=True):
 
 
 class Q4_K(
-    Affine32, type=T.Q4_K, size=SUPER, tile=1024, importance="twice", group=32, levels=(0, 15), offset="dmin",
-    d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128),
+    Affine32, type=T.Q4_K, size=SUPER, tile=1024, weighted_tile=1024, importance="twice",
+    group=32, levels=(0, 15), offset="dmin", d=f2, dmin=f2, scales=(u1, 12), qs=(u1, 128),
 ):  # fmt: skip
     """4-bit levels; 8 groups of 32 with 6-bit scales and minimums: 4.5 bpw."""
 
@@ -288,8 +288,8 @@ class Q4_K(
 
 
 class Q5_K(
-    Affine32, type=T.Q5_K, size=SUPER, tile=512, importance="twice", group=32, levels=(0, 31), offset="dmin",
-    d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128),
+    Affine32, type=T.Q5_K, size=SUPER, tile=512, weighted_tile=1024, importance="twice",
+    group=32, levels=(0, 31), offset="dmin", d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128),
 ):  # fmt: skip
     """5-bit levels; 8 groups of 32 with 6-bit scales and minimums: 5.5 bpw."""
 
