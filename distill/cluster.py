@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def collect_with_ray(
         import ray.data
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "ray", "ray") from None
+    teachers = [replace(source, threads=source.threads or 1) for source in teachers]  # workers share the processors
     folder = Path(folder).absolute()
     paths = [str(Path(path).absolute()) for path in local_text(text, folder)]
     with opened(teachers, paths, settings) as collector:
@@ -76,11 +78,11 @@ def collect_with_ray(
         kept, missing = begin(folder, manifest, shard)
     state = Progress(0, sum(sizes[number] for number in missing), 0, 0.0)
     started = time.monotonic()
-    threads = sum(source.threads or 1 for source in teachers)
+    threads = max(source.threads or 1 for source in teachers)  # teachers read one after the other
     try:
         rows = ray.data.from_items([{"number": number} for number in missing]).map_batches(
             ShardMaker,
-            fn_constructor_args=(list(teachers), paths, str(folder), settings),
+            fn_constructor_args=(teachers, paths, str(folder), settings),
             batch_size=1,
             concurrency=workers,
             num_cpus=threads,

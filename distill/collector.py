@@ -66,7 +66,7 @@ class Collector:
         self._draws = shares(weights, settings.size) if len(teachers) > 1 else [settings.size]
         self._weights = [draws / settings.size for draws in self._draws] if len(teachers) > 1 else [1.0]
         self._reducers = [
-            Reducer(settings.kind, draws, teacher.vocabulary, settings.temperature)
+            Reducer(settings.kind, draws, teacher.vocabulary, settings.temperature, teacher.threads)
             for teacher, draws in zip(teachers, self._draws, strict=True)
         ]
         self.manifest = self._manifest()

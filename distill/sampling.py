@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -134,11 +136,13 @@ class Reducer:
     Args:
         kind, size: what to keep (see `gguforge.distill.shards`).
         temperature: scores are divided by it; `next_log_prob` and `lse` are those of the scores themselves.
+        threads: that work on different rows; NumPy lets go of the interpreter's lock in large blocks.
     """
 
-    def __init__(self, kind: str, size: int, vocabulary: int, temperature: float = 1.0) -> None:
+    def __init__(self, kind: str, size: int, vocabulary: int, temperature: float = 1.0, threads: int = 1) -> None:
         self.kind, self.size, self.vocabulary, self.temperature = kind, size, vocabulary, temperature
-        self._softmax = Softmax(vocabulary)
+        self._softmaxes = [Softmax(vocabulary) for _ in range(threads)]
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def __call__(self, scores: Floats, next_ids: Ids, at: Doubles) -> Rows:
         """Rows from scores, shape (rows, vocabulary).
@@ -150,18 +154,24 @@ class Reducer:
         Raises:
             DataError: a score is NaN or infinite.
         """
-        step = self._softmax.rows
+        step = self._softmaxes[0].rows
         slices = [slice(start, start + step) for start in range(0, len(scores), step)]
-        return Rows.joined([self._some(scores[part], next_ids[part], at[part]) for part in slices])
 
-    def _some(self, scores: Floats, next_ids: Ids, at: Doubles) -> Rows:
-        masses = self._softmax.load(scores)
-        lse = self._softmax.log_total
+        def every(first: int) -> list[Rows]:
+            softmax = self._softmaxes[first]
+            return [self._some(softmax, scores[p], next_ids[p], at[p]) for p in slices[first :: len(self._softmaxes)]]
+
+        runs = (self._pool.map if self._pool else map)(every, range(len(self._softmaxes)))
+        return Rows.joined([rows for group in zip_longest(*runs) for rows in group if rows is not None])
+
+    def _some(self, softmax: Softmax, scores: Floats, next_ids: Ids, at: Doubles) -> Rows:
+        masses = softmax.load(scores)
+        lse = softmax.log_total
         next_log_prob = np.take_along_axis(scores, next_ids[:, None], 1)[:, 0] - lse
         log_total = lse
         if self.temperature != 1:
-            masses = self._softmax.load(scores, self.temperature)
-            log_total = self._softmax.log_total
+            masses = softmax.load(scores, self.temperature)
+            log_total = softmax.log_total
             scores = scores / np.float32(self.temperature)
         if self.kind == "sampled":
             return sampled_rows(pick(masses, at), next_log_prob, lse)

@@ -23,12 +23,14 @@ class Teacher(ABC):
         tokenizer: its own.
         vocabulary: scores that it gives one position.
         kinds: the targets that it can give.
+        threads: that it computes on.
     """
 
     record: TeacherRecord
     tokenizer: Tokenizer
     vocabulary: int
     kinds: tuple[Kind, ...]
+    threads: int = 1
 
     @abstractmethod
     def rows(self, input_ids: Ids, positions: NDArray[np.int64], reduce: Reducer, at: Doubles) -> Rows | None:

@@ -39,6 +39,7 @@ class CheckpointTeacher(Teacher):
 
     def __init__(self, model: Any, tokenizer: Tokenizer, record: TeacherRecord, device: str) -> None:
         self._torch, self._model, self._device = load("torch"), model, device
+        self.threads = int(self._torch.get_num_threads()) if device == "cpu" else 1
         self.tokenizer, self.record = tokenizer, record
         self._head = model.get_output_embeddings()
         self.vocabulary = int(self._head.weight.shape[0])

@@ -23,6 +23,7 @@ from gguforge.runtime.calibrate import model_identity
 from gguforge.runtime.engine import type_name
 from gguforge.runtime.forward import BATCH, Forward
 from gguforge.runtime.library import library
+from gguforge.runtime.machine import physical_cores
 
 
 class GGUFTeacher(Teacher):
@@ -30,9 +31,8 @@ class GGUFTeacher(Teacher):
 
     kinds = KINDS
 
-    def __init__(self, forward: Forward) -> None:
-        self._forward = forward
-        self._interrupted = False
+    def __init__(self, forward: Forward, threads: int) -> None:
+        self._forward, self.threads = forward, threads
         file = forward.file
         self.tokenizer = Tokenizer(forward.model, file.metadata)
         self.vocabulary = forward.vocabulary_size
@@ -46,6 +46,7 @@ class GGUFTeacher(Teacher):
         Raises:
             EngineError: the model was trained for shorter ones; and as `Forward.open`.
         """
+        threads = threads or physical_cores()
         forward = Forward.open(path, chunk=context, outputs=BATCH, threads=threads)
         trained = int(library().llama_model_n_ctx_train(forward.model))
         if 0 < trained < context:
@@ -54,7 +55,7 @@ class GGUFTeacher(Teacher):
                 "was trained for shorter contexts", path=path, expected=f"at most {trained} tokens", found=context,
                 remedy=f"Pass --context {trained}.",
             )  # fmt: skip
-        return cls(forward)
+        return cls(forward, threads)
 
     def rows(self, input_ids: Ids, positions: NDArray[np.int64], reduce: Reducer, at: Doubles) -> Rows | None:
         read = input_ids[: positions[-1] + 1]
