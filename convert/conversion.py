@@ -14,8 +14,9 @@ from pathlib import Path
 
 from gguforge.convert.architectures import find_architecture
 from gguforge.convert.architectures.base import UNDERSTOOD, Architecture, Row, check, dimensions, hyperparameters
-from gguforge.convert.checkpoint import Checkpoint, read_checkpoint
+from gguforge.convert.checkpoint import Checkpoint, inside, read_checkpoint
 from gguforge.convert.config import Config, unreported
+from gguforge.convert.json_file import read_object
 from gguforge.convert.metadata import general_metadata
 from gguforge.convert.names import file_name
 from gguforge.convert.operations import CAST_DTYPES, CastToFloat, PermuteHeads
@@ -86,6 +87,25 @@ def plan(
     metadata = _metadata(architecture, config, folder, tensors, float_type, pre, model_name, warn)
     made = Plan(metadata, tensors)
     return made if preset is None or as_is else retype(made, preset, overrides=Overrides(table=rules))
+
+
+def plan_vocabulary(checkpoint: str | os.PathLike[str], *, warn: Warn = log.warning) -> Plan:
+    """Plan a GGUF file without tensors: what config.json and the tokenizer's files say.
+
+    Args:
+        checkpoint: folder with config.json and a tokenizer; weights are not looked for.
+
+    Raises:
+        CheckpointError: they are missing, damaged or not understood.
+    """
+    path = Path(checkpoint).absolute()
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError("config.json is missing", path=path, remedy="A tokenizer's folder needs one as well.")
+    folder = Checkpoint(path, read_object(inside(path, config_path.name)), {})
+    architecture = find_architecture(folder.config, config_path)
+    config = Config(folder.config, config_path, architecture.defaults)
+    return Plan(_metadata(architecture, config, folder, (), GGMLQuantizationType.F16, None, None, warn), ())
 
 
 def convert(

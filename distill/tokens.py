@@ -18,11 +18,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.convert.conversion import plan
+from gguforge.convert.conversion import plan_vocabulary
 from gguforge.distill.shards import Ids
 from gguforge.quant.errors import GGUFError, InputError
 from gguforge.quant.metadata import Value
-from gguforge.quant.plan import Plan
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.writer import write
 from gguforge.runtime.checks import check_runnable
@@ -65,18 +64,18 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """The tokenizer of a GGUF file, or of a checkpoint's folder.
+        """The tokenizer of a GGUF file, or of a folder with config.json and a tokenizer's files.
 
         Raises:
             InputError: there is none, or it is damaged or not understood.
         """
         path = Path(path)
         if path.is_dir():
-            metadata = plan(path, "F16", warn=lambda line: None).metadata
+            made = plan_vocabulary(path, warn=lambda line: None)
             with tempfile.TemporaryDirectory() as folder:
                 vocabulary = Path(folder) / "vocabulary.gguf"
-                write(Plan(metadata, ()), vocabulary)
-                return cls(load_model(vocabulary, vocab_only=True), metadata, owned=True)
+                write(made, vocabulary)
+                return cls(load_model(vocabulary, vocab_only=True), made.metadata, owned=True)
         file = read_gguf(path)
         if file.tensors:
             check_runnable(file)
