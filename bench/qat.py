@@ -89,8 +89,7 @@ def main() -> None:
         guide = "" if given.imatrix is None else f"imatrix = {values['imatrix']}"
         (folder / "recipe.toml").write_text(RECIPE.format(**values | {"preset": json.dumps(preset), "guide": guide}))
         recipe = read_recipe(folder / "recipe.toml")
-        plain = plainly_quantized(recipe, folder)
-        print(preset, "plain:", plain, flush=True)
+        plain = None if given.imatrix is None else asdict(plainly_quantized(recipe, folder))
         train_recipe(recipe, folder, told)
         show(preset, plain, json.loads((folder / "report.json").read_text()))
 
@@ -114,16 +113,20 @@ def plainly_quantized(recipe: Recipe, folder: Path) -> Measured:
     return found
 
 
-def show(preset: str, plain: Measured, report: dict[str, Any]) -> None:
-    """One line a seed."""
+def show(preset: str, plain: dict[str, float] | None, report: dict[str, Any]) -> None:
+    """One line a seed; without importance matrix, plain quantization is where training begins."""
     whole = report["unquantized"]
     for name, run in report["runs"].items():
-        stages = {"plain": asdict(plain), "before training": run["start"], "trained": run["end"]}
+        base = plain or run["start"]
+        stages = {"plain": base, "with importance": run["start"], "trained": run["end"]}
         parts = [f"{preset} {name}: unquantized {whole['cross_entropy']:.4f}"]
         for stage, found in stages.items():
-            lost = [getattr(plain, key) - whole[key] for key in ("cross_entropy", "divergence")]
-            won = [getattr(plain, key) - found[key] for key in ("cross_entropy", "divergence")]
-            shares = [f"{100 * a / b:.0f} %" for a, b in zip(won, lost, strict=True)]
+            if stage == "with importance" and plain is None:
+                continue
+            shares = [
+                f"{100 * (base[key] - found[key]) / (base[key] - whole[key]):.0f} %"
+                for key in ("cross_entropy", "divergence")
+            ]
             parts.append(
                 f"{stage} {found['cross_entropy']:.4f} ({shares[0]} recovered), KLD {found['divergence']:.4f} "
                 f"({shares[1]}), same top {100 * found['same_top']:.1f} %"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FLOAT = 4  # bytes
-BASE = 300 << 20  # bytes of a process with torch and its kernels
+BASE = 450 << 20  # bytes of a process with torch and transformers loaded
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OF_STATES = ("hidden_mse", "hidden_cosine", "relation")
+PROJECTIONS = re.compile(r".*\.(q_proj|k_proj|v_proj|query|key|value|q_lin|k_lin|v_lin|c_attn)")
+"""Modules whose outputs are queries, keys, values, or (c_attn) all three side by side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,19 +28,48 @@ class Output:
     Attributes:
         scores: at the batch's places, shape (R, V); None for models without a head.
         states: of the last layer, shape (batch, length, width); None when they were not asked for.
+        attention: the last layer's queries, keys and values, shape (batch, length, width) each; likewise.
     """
 
     scores: Tensor | None
     states: Tensor | None
+    attention: tuple[Tensor, ...] | None = None
 
 
-def run(model: Any, batch: Batch, states: bool = False) -> Output:
-    """Read a batch from an empty context."""
+def run(model: Any, batch: Batch, states: bool = False, attention: bool = False) -> Output:
+    """Read a batch from an empty context.
+
+    Raises:
+        InputError: the attention is asked for, and the model has no queries, keys and values known here.
+    """
     mask = None if bool(batch.attention.all()) else batch.attention.long()
-    out = model(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=states)
+    with _listening(model if attention else None) as heard:
+        out = model(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=states)
     logits = getattr(out, "logits", None)
     scores = None if logits is None else logits.flatten(0, 1)[batch.places]
-    return Output(scores, out.hidden_states[-1] if states else None)
+    return Output(scores, out.hidden_states[-1] if states else None, tuple(heard) or None)
+
+
+@contextmanager
+def _listening(model: Any) -> Iterator[list[Tensor]]:
+    """Within the block, what the last layer's projections give is collected; nothing without a model."""
+    heard: list[Tensor] = []
+    hooks = []
+    if model is not None:
+        found = [(name, module) for name, module in model.named_modules() if PROJECTIONS.fullmatch(name)]
+        if not found:
+            raise InputError("losses.attention_relation: the model's queries, keys and values were not found")
+        last = found[-1:] if found[-1][0].endswith("c_attn") else found[-3:]
+
+        def hear(module: Any, given: Any, out: Tensor) -> None:
+            heard.extend(out.chunk(3, dim=-1) if len(last) == 1 else [out])
+
+        hooks = [module.register_forward_hook(hear) for _, module in last]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Objective:
@@ -56,6 +90,11 @@ class Objective:
         """Whether the models' states are needed."""
         return any(name in OF_STATES for name in self.weights)
 
+    @property
+    def wants_attention(self) -> bool:
+        """Whether the models' queries, keys and values are needed."""
+        return "attention_relation" in self.weights
+
     def __call__(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Tensor]:
         """Every loss that counts, not weighted yet.
 
@@ -70,6 +109,12 @@ class Objective:
         return sum(terms[1:], terms[0])
 
     def _loss(self, name: str, batch: Batch, student: Output, teacher: Output | None) -> Tensor:
+        if name == "attention_relation":
+            assert student.attention is not None
+            assert teacher is not None
+            assert teacher.attention is not None
+            pairs = zip(student.attention, teacher.attention, strict=True)
+            return sum(self._relation(batch, ours, theirs) for ours, theirs in pairs) / len(student.attention)
         if name in OF_STATES:
             assert teacher is not None
             return self._of_states(name, batch, student.states, teacher.states)
@@ -112,10 +157,10 @@ class Objective:
                     "losses.relation_heads", expected=f"a divisor of the width {side.shape[-1]}", found=heads
                 )
         length = batch.attention.shape[1]
-        visible = batch.attention[:, None, None, :].expand(-1, 1, length, -1)
+        visible = batch.attention[:, None, None, :] & batch.attention[:, None, :, None]
         if self.causal:
             visible = visible & visible.new_ones(length, length).tril()
-        visible = visible | visible.new_ones(length).diag().bool()  # padding sees itself
+        visible = visible | visible.new_ones(length).diag().bool()  # padding sees itself alone
         return losses.relation_kl(student, teacher, heads, visible)
 
 

@@ -98,6 +98,7 @@ class Losses:
         forward_kl, reverse_kl, jensen_shannon, skew_kl, reverse_skew_kl: with a teacher in memory.
         hidden_mse, hidden_cosine: of the last layers' states; both models have one width.
         relation: of how the last layers' states relate positions to each other.
+        attention_relation: the same of the last layers' queries, keys and values, each by itself.
         temperature: of the losses with a teacher in memory; stored targets have their own.
         beta, skew: of jensen_shannon; of both skew losses.
         relation_heads: slices of the states that relations are made of.
@@ -113,6 +114,7 @@ class Losses:
     hidden_mse: float = 0.0
     hidden_cosine: float = 0.0
     relation: float = 0.0
+    attention_relation: float = 0.0
     temperature: float = 1.0
     beta: float = 0.5
     skew: float = 0.1

@@ -168,13 +168,13 @@ class Trainer:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         import torch
 
-        states = self.objective.wants_states
+        wanted = self.objective.wants_states, self.objective.wants_attention
         with self._precision():
             teacher = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    teacher = run(self.teacher, batch, states)
-            return self.objective(batch, run(self.student, batch, states), teacher)
+                    teacher = run(self.teacher, batch, *wanted)
+            return self.objective(batch, run(self.student, batch, *wanted), teacher)
 
     def _precision(self) -> Any:
         import torch
