@@ -134,8 +134,12 @@ class Weight:
     def pull(self) -> None:
         """The parameter's gradient becomes the master's."""
         gradient = self.parameter.grad
-        if gradient is not None and isinstance(self.lattice, ScaledLattice):
-            gradient = self.lattice.gradient(self.rows(gradient))
+        if gradient is not None:
+            rows = self.rows(gradient)
+            if isinstance(self.lattice, ScaledLattice):
+                gradient = self.lattice.gradient(rows)
+            else:
+                gradient = self._from_rows(self.lattice.within(rows))
         self.master.grad = gradient
         self.parameter.grad = None
 
@@ -153,12 +157,18 @@ class Weight:
             self.read_blocks()
 
     def read_blocks(self) -> None:
-        """The parameter takes the values of the blocks."""
+        """The parameter takes the values of the blocks, which the master is held to from now on."""
+        if not self.has_factors:
+            self.lattice.look(self.rows(self.master))
         self._take(self.lattice.values(self.rows(self.parameter.detach())))
 
     def _take(self, rows: Tensor) -> None:
+        self.parameter.detach().copy_(self._from_rows(rows))
+
+    def _from_rows(self, rows: Tensor) -> Tensor:
+        """Rows of the tensor in the parameter's order and shape."""
         values = rows.reshape(self.parameter.shape)
-        self.parameter.detach().copy_(values if self.inverse is None else values[self.inverse])
+        return values if self.inverse is None else values[self.inverse]
 
 
 class Grid:

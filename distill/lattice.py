@@ -77,6 +77,13 @@ class Lattice:
         self.refresh(rows)
         return self.values(rows)
 
+    def look(self, rows: Tensor) -> None:
+        """Find out which weights are out of reach of their levels, without moving anything."""
+
+    def within(self, gradient: Tensor) -> Tensor:
+        """The gradient of the rows, without what would push weights further out of reach of their levels."""
+        return gradient
+
     def values(self, like: Tensor) -> Tensor:
         """The blocks decoded, in the shape and on the device of `like`."""
         return from_numpy(self.kind.decode(self.blocks), like).view_as(like)
@@ -130,14 +137,19 @@ class GroupedLattice(Lattice):
         self._step: Tensor | None = None
         self._minimum: Tensor | None = None
         self._levels: Tensor | None = None
+        self._beyond: Tensor | None = None
 
     def refresh(self, rows: Tensor) -> None:
         super().refresh(rows)
-        self._step = self._minimum = self._levels = None
+        self._forget()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         super().load_state(state)
-        self._step = self._minimum = self._levels = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """The blocks are new: nothing that was computed from the old ones holds."""
+        self._step = self._minimum = self._levels = self._beyond = None
 
     def structured(self) -> NDArray[np.void]:
         """The blocks by their fields, shape (blocks,), sharing their memory."""
@@ -153,16 +165,32 @@ class GroupedLattice(Lattice):
 
     def snap(self, rows: Tensor) -> Tensor:
         step, minimum = self.held(rows)
-        levels = rows.detach().float().reshape(len(step), -1, self.kind.group)
-        if minimum is not None:
-            levels = levels + minimum
-        # a group of step 0 has one value only: any level stands for it
-        levels = (levels / step.masked_fill(step == 0, 1)).round_().clamp_(self.kind.low, self.kind.high)
-        self._levels = levels.char()
+        self._levels = self._nearest(rows)
         values = step * self._levels  # of integers, as in the file: a level has no negative zero
         if minimum is not None:
             values -= minimum
         return values.view(rows.shape)
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        """The level nearest to each weight, int8, shape (blocks, groups, group)."""
+        step, minimum = self.held(rows)
+        wanted = rows.detach().float().reshape(len(step), -1, self.kind.group)
+        if minimum is not None:
+            wanted = wanted + minimum
+        # a group of step 0 has one value only: any level stands for it
+        wanted = (wanted / step.masked_fill(step == 0, 1)).round_()
+        levels = wanted.clamp(self.kind.low, self.kind.high)
+        self._beyond = wanted.sub_(levels).mul_(step).sign_().char()  # a negative step turns the direction around
+        return levels.char()
+
+    def look(self, rows: Tensor) -> None:
+        self._nearest(rows)
+
+    def within(self, gradient: Tensor) -> Tensor:
+        if self._beyond is None:
+            return gradient
+        outwards = self._beyond.view(gradient.shape) * gradient < 0  # weights move against their gradient
+        return gradient.masked_fill(outwards, 0)
 
     def settle(self) -> None:
         """Put the levels of the last `snap` into `blocks`; they are left on the device until they are wanted."""

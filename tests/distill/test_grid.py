@@ -179,6 +179,29 @@ def test_training_goes_on_from_its_state_as_if_never_stopped(checkpoint: Path, s
         assert torch.equal(weight, resumed_weights[name]), name
 
 
+@pytest.mark.parametrize("preset", ["Q4_0", "Q4_K_M", "Q2_K"])
+def test_weights_out_of_reach_are_not_pushed_further(checkpoint: Path, preset: str) -> None:
+    weights, grid = made(checkpoint, preset, refresh=1000)
+    weight = next(w for w in grid.weights if w.order is None and w.place.tensor.name.endswith("ffn_up.weight"))
+    start = weight.master.clone()
+    optimizer = torch.optim.SGD(grid.masters, lr=1.0)
+    for _ in range(100):  # upwards by 0.05 a step, towards what no level reaches
+        for name, parameter in weights.items():
+            parameter.grad = torch.full_like(parameter, -0.05 if name == weight.place.parameter else 0.0)
+        grid.pull()
+        optimizer.step()
+        grid.push()
+    assert (weight.master >= start).all()
+    assert float((weight.master - weight.parameter).detach().max()) < 0.3  # less than half a step and two moves
+    assert float((weight.master - start).mean()) > 0.1
+    for parameter in weights.values():
+        parameter.grad = torch.full_like(parameter, 0.05)  # and back it comes at once
+    before = weight.master.clone()
+    grid.pull()
+    optimizer.step()
+    assert torch.allclose(weight.master, before - 0.05)
+
+
 def test_importance_guides_the_scales(checkpoint: Path) -> None:
     columns = np.zeros((1, 256), np.float32)
     columns[0, :16] = 1
