@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from gguforge.distill.collect import Collected, Progress
 
 
+GOOD_TYPES = ("F32", "F16", "BF16", "Q8_0", "unknown")
+"""Types of weights that hardly change what a teacher expects."""
+
+
 def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
     """`2/4`: the second of four."""
     number, _, count = value.partition("/")
@@ -169,6 +173,11 @@ def report(done: Collected, output: str) -> str:
         lines[1] += f"; {done.last.tokens / max(done.last.seconds, 1e-9):,.0f} tokens/s"
     if done.missing:
         lines.append(f"{done.missing} of {done.manifest.shards} shards are still to be made")
+    noisy = [
+        f"{teacher.name} is {teacher.type}" for teacher in done.manifest.teachers if teacher.type not in GOOD_TYPES
+    ]
+    if noisy:
+        lines.append(f"{', '.join(noisy)}: F16 or Q8_0 make better teachers")
     if done.manifest.biased:
         lines.append("top-k targets are biased: --draws gives unbiased ones")
     return "\n".join(lines)

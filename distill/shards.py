@@ -32,6 +32,7 @@ from gguforge.quant.errors import InputError
 
 Kind = Literal["sampled", "top-k", "full"]
 KINDS: tuple[Kind, ...] = ("sampled", "top-k", "full")
+_ROUNDING = 1e-2  # a log-probability may be above 0 by so much
 MAX_ENTRY = 1 << 32  # vocabulary * draws may not be more: an entry has at most 32 bits
 
 Ids = NDArray[np.int32]
@@ -242,10 +243,12 @@ class Shard:
         row_ptr = self._row_ptr[rows.start : rows.stop + 1]
         ids, weights, tail = self._decoded(rows, slice(int(row_ptr[0]), int(row_ptr[-1])))
         mask = self._arrays["loss_mask"][tokens].astype(np.bool_)
-        return Document(
-            self._arrays["input_ids"][tokens].astype(np.int32), mask, predicting(mask), row_ptr - row_ptr[0],
-            ids, weights, tail, *(self._arrays[name][rows].astype(np.float32) for name in ("next_log_prob", "lse")),
-        )  # fmt: skip
+        with np.errstate(invalid="ignore"):  # some NaNs are noisy
+            told = (self._arrays[name][rows].astype(np.float32) for name in ("next_log_prob", "lse"))
+            return Document(
+                self._arrays["input_ids"][tokens].astype(np.int32), mask, predicting(mask), row_ptr - row_ptr[0],
+                ids, weights, tail, *told,
+            )  # fmt: skip
 
     def _decoded(self, rows: slice, entries: slice) -> tuple[Ids, Floats, Floats]:
         """Ids and weights of some entries, and the tails of their rows."""
@@ -299,5 +302,6 @@ def _check_rows(path: Path, arrays: Mapping[str, Array], rows: int, entries: int
         sizes |= {name: entries for name in ("entries", "ids", "log_probs") if name in arrays}
         sound = bool((ids < layout.vocabulary).all()) and bool((arrays["row_length"] <= layout.size).all())
     sound &= bool((arrays["input_ids"] < layout.vocabulary).all())
+    sound &= all(bool((arrays[name] <= _ROUNDING).all()) for name in ("log_probs", "tail") if name in arrays)
     if not sound or any(len(arrays[name]) != size for name, size in sizes.items()):
         raise InputError("rows and entries do not fit together", path=path)

@@ -243,8 +243,7 @@ class Targets(Sequence[Document]):
 
 def teacher_loss(shards: Sequence[Shard]) -> float:
     """The teacher's cross-entropy on the tokens that count, in nats for each; those it said nothing of are left out."""
-    parts = [shard.next_log_prob.astype(np.float64) for shard in shards]
-    known = [part[np.isfinite(part)] for part in parts]
+    known = [shard.next_log_prob[np.isfinite(shard.next_log_prob)].astype(np.float64) for shard in shards]
     return -sum(float(part.sum()) for part in known) / max(1, sum(map(len, known)))
 
 

@@ -39,6 +39,10 @@ def test_targets_and_what_is_said_of_them(folder: Path, tmp_path: Path) -> None:
     assert run(*words, "-q").stdout == ""
     top = run(*words[:-3], tmp_path / "k", "--top-k", 5)
     assert "top-k targets are biased" in top.stdout
+    assert "better teachers" not in top.stdout
+    assert run("quantize", folder / "model.gguf", "-t", "Q4_0", "-o", tmp_path / "q.gguf", "-q").returncode == 0
+    coarse = run("distill", "collect", tmp_path / "q.gguf", "-f", folder / "text.txt", "-o", tmp_path / "q", "-t", 1)
+    assert "q.gguf is Q4_0: F16 or Q8_0 make better teachers" in coarse.stdout
 
 
 def test_usage_and_input_errors(folder: Path, tmp_path: Path) -> None:

@@ -94,12 +94,10 @@ def test_a_row_is_the_same_in_any_batch(kind: str, size: int, vocabulary: int) -
     at = uniforms(3, ids, 50, "independent")
     reduce = Reducer(kind, size, vocabulary)
     whole = reduce(scores, ids, at)
-    threads = Reducer(kind, size, vocabulary, threads=3)(
-        np.tile(scores, (30, 1)), np.tile(ids, 30), np.tile(at, (30, 1))
-    )
-    many = Rows.joined([whole] * 30)
+    again = 30 if vocabulary <= 4096 else 1  # several threads have something to do
+    many = Reducer(kind, size, vocabulary, threads=3)(*(np.concatenate([part] * again) for part in (scores, ids, at)))
     for name in Rows.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(threads, name), getattr(many, name), name)
+        np.testing.assert_array_equal(getattr(many, name), getattr(Rows.joined([whole] * again), name), name)
     for cut in (1, 4, 7):
         parts = Rows.joined([reduce(scores[:cut], ids[:cut], at[:cut]), reduce(scores[cut:], ids[cut:], at[cut:])])
         for name in Rows.__dataclass_fields__:
