@@ -34,7 +34,7 @@ class Writing:
         dry_run: write nothing, tell what it would take.
         cache: folder of encoded weights to use and to fill; None for none.
         cache_size: bytes that it may take.
-        receipt: write a receipt beside the output.
+        receipt: write a receipt beside the output; None where weights are encoded.
         as_json: print the result as JSON.
         quiet: print nothing but errors and what was asked for.
     """
@@ -47,7 +47,7 @@ class Writing:
     dry_run: bool
     cache: str | None
     cache_size: str
-    receipt: bool
+    receipt: bool | None
     as_json: bool
     quiet: bool
 
@@ -110,7 +110,7 @@ class Writing:
         from gguforge.quant.writer import write_all
 
         cache = None if self.cache is None else Cache(Path(self.cache), parse_size(self.cache_size))
-        if self.receipt:
+        if self.receipt is not False:
             for path, _ in output.files:
                 check_place(path)
         with progress_bar(output.size, output.label, self.quiet) as progress:
@@ -121,6 +121,7 @@ class Writing:
                 progress=progress,
                 say=self._remark,
                 cache=cache,
+                hashed=self.receipt or None,
             )
         self._write_receipts(output, written)
         return written
@@ -131,7 +132,7 @@ class Writing:
 
         context = click.get_current_context()
         for (path, plan), file in zip(output.files, written, strict=True):
-            if self.receipt:
+            if file.digest and self.receipt is not False:
                 receipt = make_receipt(plan, file, context.command.name or "", settings(context))
                 write_receipt(receipt, path)
             else:
@@ -206,7 +207,11 @@ def writing_options(command: Command) -> Command:
             metavar="SIZE",
             help="What --cache may take; beyond it, what has not been used for longest goes.",
         ),
-        click.option("--receipt/--no-receipt", default=True, help="Write hashes beside the output, as OUTPUT.json."),
+        click.option(
+            "--receipt/--no-receipt",
+            default=None,
+            help="Write hashes beside the output, as OUTPUT.json.  [default: where weights are encoded]",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         quiet_option,
     )(command)

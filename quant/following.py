@@ -106,13 +106,14 @@ class Follower:
     Args:
         plan: what the file will be.
         part: the part file.
+        idle: hash and record nothing.
 
     Attributes:
         hashes: of the bytes that are final.
     """
 
-    def __init__(self, plan: Plan, part: Part) -> None:
-        self.part, self.hashes = part, Hashes(plan, part.path)
+    def __init__(self, plan: Plan, part: Part, idle: bool = False) -> None:
+        self.part, self.hashes, self.idle = part, Hashes(plan, part.path), idle
         self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._stopping = False
         self._error: BaseException | None = None
@@ -156,6 +157,8 @@ class Follower:
         """
         if self._error is not None:
             raise self._error
+        if self.idle:
+            return
         self._waiting.add(number)
         while self._first in self._waiting:
             self._waiting.remove(self._first)
@@ -163,12 +166,15 @@ class Follower:
             self._first += 1
 
     def __enter__(self) -> Follower:
-        self._thread.start()
+        if not self.idle:
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.idle:
+            return
         self._stopping = kind is not None
         self._queue.put(None)
         self._thread.join()
@@ -197,7 +203,8 @@ class Follower:
 
     def record(self) -> None:
         """Sync, and write into the journal how far the file has come."""
-        self.part.record(self.hashes.position, self.hashes.digest(), self.hashes.in_words())
+        if not self.idle:
+            self.part.record(self.hashes.position, self.hashes.digest(), self.hashes.in_words())
 
 
 def fingerprint(plan: Plan) -> str:

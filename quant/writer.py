@@ -32,8 +32,12 @@ log = logging.getLogger("gguforge.quant")
 
 def default_workers(plan: Plan) -> int:
     """All processors for a plan that encodes; one for a plan that mostly copies, which the disk alone holds up."""
-    encoded = sum(tensor.elements for tensor in plan.tensors if not tensor.is_copy)
-    return processors() if 8 * encoded > plan.elements else 1
+    return processors() if encodes(plan) else 1
+
+
+def encodes(plan: Plan) -> bool:
+    """Whether a plan is more than a copy: more than an eighth of its elements changes its type."""
+    return 8 * sum(tensor.elements for tensor in plan.tensors if not tensor.is_copy) > plan.elements
 
 
 def peak_memory(plan: Plan, workers: int | None = None) -> int:
@@ -48,8 +52,9 @@ class Written:
     """What was written.
 
     Attributes:
-        tensors: SHA-256 of each tensor's bytes, hexadecimal, in file order.
-        digest: SHA-256 over that of the header and those of the tensors (their 32 bytes each, one after the other).
+        tensors: SHA-256 of each tensor's bytes, hexadecimal, in file order; empty where nothing was hashed.
+        digest: SHA-256 over that of the header and those of the tensors (their 32 bytes each, one after the other);
+            empty likewise.
         encoded: number of tensors that were encoded in this run, wholly or in part.
         cached: number of tensors that came from the cache instead.
     """
@@ -69,6 +74,7 @@ def write(
     progress: Progress | None = None,
     say: Say = log.info,
     cache: Cache | None = None,
+    hashed: bool | None = None,
 ) -> Written:
     """Execute a plan; if an earlier run of the same plan was stopped, go on from there.
 
@@ -80,6 +86,8 @@ def write(
         progress: called with the number of output bytes that were finished since the last call.
         say: receives a line when work of an earlier run is used, or cannot be.
         cache: where encoded rows are looked up and kept.
+        hashed: hash what is written, so that a stopped run can be resumed; None for plans that encode. A mere copy is
+            sooner made again than hashed.
 
     Raises:
         OutputError: the file cannot be written.
@@ -89,7 +97,13 @@ def write(
             the exception says so.
     """
     (written,) = write_all(
-        [(Path(output), plan)], workers=workers, overwrite=overwrite, progress=progress, say=say, cache=cache
+        [(Path(output), plan)],
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+        say=say,
+        cache=cache,
+        hashed=hashed,
     )
     return written
 
@@ -102,6 +116,7 @@ def write_all(
     progress: Progress | None = None,
     say: Say = log.info,
     cache: Cache | None = None,
+    hashed: bool | None = None,
 ) -> list[Written]:
     """Execute the plans of one model's files, which appear only when all are complete; the first one appears last.
 
@@ -110,7 +125,7 @@ def write_all(
 
     Args:
         files: each file with its plan, in order.
-        workers, overwrite, progress, say, cache: see `write`.
+        workers, overwrite, progress, say, cache, hashed: see `write`.
 
     Raises:
         GGUForgeError: see `write`.
@@ -118,7 +133,8 @@ def write_all(
     check_inputs(files)
     if cache is not None:
         cache.open()
-    names = [fingerprint(plan) for _, plan in files]
+    idle = not (any(encodes(plan) for _, plan in files) if hashed is None else hashed)
+    names = ["" if idle else fingerprint(plan) for _, plan in files]
     with ExitStack() as renaming:  # unwinds from the last file to the first
         parts = [
             renaming.enter_context(resumable(path, plan.size, name, overwrite))
@@ -126,7 +142,7 @@ def write_all(
         ]
         written = []
         for part, name, (_, plan) in zip(parts, names, files, strict=True):
-            follower = Follower(plan, part)
+            follower = Follower(plan, part, idle)
             follower.resume(name, say, progress or (lambda _: None))
             written.append(_execute(plan, follower, workers, progress or (lambda _: None), cache))
             if len(files) > 1:
@@ -158,7 +174,8 @@ def _execute(plan: Plan, follower: Follower, workers: int | None, progress: Prog
     _write_header(part, plan.header)
     verify(plan, part)
     hashes = tuple(map(bytes.hex, follower.hashes.tensors))
-    return Written(hashes, follower.hashes.digest(), len(tally.encoded), len(tally.cached - tally.encoded))
+    digest = "" if follower.idle else follower.hashes.digest()
+    return Written(hashes, digest, len(tally.encoded), len(tally.cached - tally.encoded))
 
 
 class _Tally:

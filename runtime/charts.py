@@ -60,6 +60,12 @@ def frontier_plot(report: Report) -> str:
     return _svg(figure)
 
 
+def standalone(svg: str) -> str:
+    """A plot as a file of its own, which takes dark ink on light ground and light ink on dark."""
+    style = "<style>svg { color: #1c2024 } @media (prefers-color-scheme: dark) { svg { color: #e6e9ee } }</style>"
+    return svg.replace(">", f">{style}", 1)
+
+
 def position_plot(report: Report) -> str:
     """Mean divergence against the position in the chunk, one line a file."""
     figure, axes = _axes("position in the chunk", "mean KL divergence, nats")
