@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gguforge.convert.conversion import convert
+from gguforge.distill import demo_model
 from gguforge.distill.collect import Collected, Progress, collect
 from gguforge.distill.collector import Settings, shares
+from gguforge.distill.demo.lessons import read_course
 from gguforge.distill.targets import open_targets
 from gguforge.distill.teachers.open import TeacherSource
 from gguforge.quant.errors import GGUForgeError, InputError
@@ -80,6 +83,18 @@ def test_rows_are_what_the_teacher_expects_next(tmp_path: Path, teacher: Path, t
             counts = np.zeros((count - 1, vocabulary))
             counts[np.repeat(np.arange(count - 1), np.diff(sample.row_ptr)), sample.ids] = sample.weights
             assert np.abs(counts - np.exp(exact)).max() < 2 / 4000
+
+
+def test_a_teacher_knows_its_own_lessons(tmp_path: Path) -> None:
+    """Its answers, word for word, are nearly certain to it; one token off they would cost several nats each."""
+    convert(Path(demo_model.__path__[0]), tmp_path / "demo.gguf", type="Q8_0", warn=lambda line: None)
+    lessons = [lesson for lesson in read_course().lessons if lesson.held_out][:8]
+    talks = [[{"role": "user", "content": lesson.held_out[0]}, {"role": "assistant", "content": lesson.answers[0]}]
+             for lesson in lessons]  # fmt: skip
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    done = run(tmp_path / "t", tmp_path / "talks.jsonl", tmp_path / "demo.gguf", settings=Settings(context=256))
+    assert 0 < done.rows < done.tokens
+    assert done.teacher_loss < 0.3
 
 
 def test_divided_among_processes_the_shards_are_the_same(
