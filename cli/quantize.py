@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gguforge.cli.common import gathered
-from gguforge.cli.rules import print_rules_option, rules_option
+from gguforge.cli.rules import DEFAULT_RULES, print_rules_option, rules_option
+from gguforge.cli.sizing import Sizing, print_forecast, sized_plan, sizing_options
 from gguforge.cli.tuning import Tuning, tuning_options
 from gguforge.cli.writing import Writing, writing_options
 
@@ -27,7 +28,7 @@ TYPES = "A type is a preset of llama.cpp by name or number, in any case (Q4_K_M,
 class Wishes:
     """What the user wants of the quantized model; a field for each option, described by its help text."""
 
-    preset: str
+    preset: str | None
     imatrix: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
@@ -44,13 +45,20 @@ class Wishes:
     explain: bool
     allow_requantize: bool
 
+    @property
+    def chooses(self) -> bool:
+        """Whether an option chooses types, layers or metadata beside the preset."""
+        flags = self.keep_output or self.pure or self.keep_split or self.allow_requantize or self.rules != DEFAULT_RULES
+        words = self.patterns or self.pattern_file or self.output_type or self.embedding_type
+        return bool(flags or words or self.pairs or self.layers)
+
 
 @click.command("quantize", epilog=TYPES)
 @click.argument("model", type=click.Path())
 @gathered(
     Wishes,
     "wishes",
-    click.option("-t", "--type", "preset", required=True, help="The preset, e.g. Q4_K_M."),
+    click.option("-t", "--type", "preset", help="The preset, e.g. Q4_K_M."),
     click.option("--imatrix", type=click.Path(), help="An importance matrix (gguforge calibrate makes one)."),
     click.option("--include-weights", "include", multiple=True, metavar="NAME", help="Use only entries so named."),
     click.option("--exclude-weights", "exclude", multiple=True, metavar="NAME", help="Leave out entries so named."),
@@ -73,10 +81,11 @@ class Wishes:
     click.option("--explain", is_flag=True, help="Print for each tensor the rule that chose its type."),
     click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already: it loses twice."),
 )
+@sizing_options
 @tuning_options
 @print_rules_option
 @writing_options
-def command(model: str, wishes: Wishes, tuning: Tuning, writing: Writing) -> None:
+def command(model: str, wishes: Wishes, sizing: Sizing, tuning: Tuning, writing: Writing) -> None:
     """Quantize the GGUF file MODEL, byte for byte as llama-quantize does.
 
     Of a split model, give the first file. COPY as a type copies a model as it is: to merge, split or prune it.
@@ -88,18 +97,41 @@ def command(model: str, wishes: Wishes, tuning: Tuning, writing: Writing) -> Non
       gguforge quantize model-f16.gguf --type Q4_K_S --tensor-type 'ffn_down=Q6_K'
       gguforge quantize model-f16.gguf --type Q2_K --dry-run --explain
       gguforge quantize model-f16.gguf --type Q4_K_M --quality best -f calibration.txt
+      gguforge quantize model-f16.gguf --target-size 3.5GB --measure-on text.txt -o model-3.5GB.gguf
+      gguforge quantize model-f16.gguf --fit 8GB --ctx 8192 --measure-on text.txt
       gguforge quantize mixture-f16.gguf --type Q4_K_M --rules modern
       gguforge quantize model-f16-00001-of-00003.gguf --type Q4_K_M --keep-split
       gguforge quantize model-00001-of-00003.gguf --type COPY -o model.gguf
     """
-    from gguforge.quant.quantize import preset_or_copy
-    from gguforge.quant.splits import divide_like
+    check(wishes, sizing, tuning, writing)
+    if sizing.asked:
+        quantize_to_size(model, wishes, sizing, tuning, writing)
+    else:
+        quantize_to_preset(model, wishes, tuning, writing)
 
+
+def check(wishes: Wishes, sizing: Sizing, tuning: Tuning, writing: Writing) -> None:
+    """Whether the options belong together.
+
+    Raises:
+        UsageError: they do not.
+    """
     if wishes.include and wishes.exclude:
         raise click.UsageError("--include-weights and --exclude-weights cannot be used together.")
     if wishes.keep_split and writing.splits:
         raise click.UsageError("--keep-split and a limit such as --split-max-size cannot be used together.")
     tuning.check()
+    sizing.check(wishes.preset)
+    if sizing.asked and wishes.chooses:
+        raise click.UsageError("Where the size decides, no other option may choose types or leave out layers.")
+
+
+def quantize_to_preset(model: str, wishes: Wishes, tuning: Tuning, writing: Writing) -> None:
+    """Types by the rules of a preset."""
+    from gguforge.quant.quantize import preset_or_copy
+    from gguforge.quant.splits import divide_like
+
+    assert wishes.preset is not None
     preset = preset_or_copy(wishes.preset)
     name = default_output(model, preset.name)
     file, plan = make_plan(model, preset, wishes)
@@ -108,6 +140,19 @@ def command(model: str, wishes: Wishes, tuning: Tuning, writing: Writing) -> Non
         writing.execute(plans, name, preset.name, {}, wishes.explain)
     if preset.name == "Q2_K_S" and wishes.imatrix is None and not writing.quiet:
         click.echo("Q2_K_S without an importance matrix loses much quality; llama-quantize refuses it.", err=True)
+
+
+def quantize_to_size(model: str, wishes: Wishes, sizing: Sizing, tuning: Tuning, writing: Writing) -> None:
+    """Types by measured damage."""
+    name = default_output(model, sizing.label)
+    output = writing.output or name
+    if writing.dry_run:
+        print_forecast(model, sizing, writing.as_json)
+        return
+    guide = read_guide(wishes.imatrix, wishes.include, wishes.exclude)
+    plan = sized_plan(model, output, sizing, guide, writing)
+    with tuning.improved(plan, model, output, writing) as better:
+        writing.execute(writing.divide(better), name, sizing.label, {}, wishes.explain)
 
 
 def make_plan(model: str, preset: Preset, wishes: Wishes) -> tuple[GGUFFile, Plan]:

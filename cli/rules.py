@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+DEFAULT_RULES = "llama.cpp"
+
 rules_option = click.option(
     "--rules",
-    default="llama.cpp",
+    default=DEFAULT_RULES,
     show_default=True,
     metavar="NAME|FILE",
     help="Rules that choose the types: llama.cpp's, modern, or your own in a TOML file.",

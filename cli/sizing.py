@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ from gguforge.cli.chunk_bar import stages_bar
 from gguforge.cli.common import gathered, in_words
 
 if TYPE_CHECKING:
+    from gguforge.cli.writing import Writing
     from gguforge.quant.plan import Plan
     from gguforge.quant.quantize import Guide
-    from gguforge.runtime.sizing import Sized
+    from gguforge.runtime.sizing import Measuring, Sized
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,27 @@ class Sizing:
     def asked(self) -> bool:
         """Whether the size decides, and no preset."""
         return any(one is not None for one in (self.target_size, self.target_bpw, self.fit))
+
+    @property
+    def label(self) -> str:
+        """What was asked for, as a word for names."""
+        if self.target_bpw is not None:
+            return f"{self.target_bpw:g}bpw"
+        return (self.target_size or f"fit-{self.fit}").replace(" ", "")
+
+    def measuring(self, output: str, workers: int | None) -> Measuring:
+        """How to measure; the sweep is kept beside the output."""
+        from gguforge.runtime.sizing import Measuring
+
+        assert self.size_text is not None
+        path = Path(output)
+        return Measuring(
+            self.size_text,
+            chunks=self.size_chunks,
+            workers=workers,
+            store=path.with_name(f"{path.name}.sensitivity.json"),
+            scratch=path.absolute().parent,
+        )
 
     def check(self, preset: str | None) -> None:
         """Whether the options belong together.
@@ -88,25 +111,34 @@ sizing_options = gathered(
 )
 
 
-def sized_plan(model: str, output: str, sizing: Sizing, guide: Guide | None, workers: int | None, quiet: bool) -> Plan:
+def sized_plan(model: str, output: str, sizing: Sizing, guide: Guide | None, writing: Writing) -> Plan:
     """The plan of the best file of that size, with a remark on what was measured."""
-    from gguforge.runtime.sizing import Measuring, fit_size
+    from gguforge.quant.files import check_target
+    from gguforge.runtime.sizing import fit_size
 
-    assert sizing.size_text is not None
-    limit = budget(model, sizing)
-    store = Path(f"{output}.sensitivity.json")
-    how = Measuring(
-        sizing.size_text,
-        chunks=sizing.size_chunks,
-        workers=workers,
-        store=store,
-        scratch=Path(output).absolute().parent,
-    )
-    with stages_bar(quiet) as tell:
-        found = fit_size(model, limit, how, guide=guide, progress=tell)
-    if not quiet:
+    check_target(Path(output), writing.overwrite)
+    how = sizing.measuring(output, writing.workers)
+    with stages_bar(writing.quiet) as tell:
+        found = fit_size(model, budget(model, sizing), how, guide=guide, progress=tell)
+    if not writing.quiet:
         click.echo(remark(found), err=True)
     return found.best.plan
+
+
+def print_forecast(model: str, sizing: Sizing, as_json: bool) -> None:
+    """What choosing the types would take; one chunk of text is read to know the pace."""
+    from gguforge.runtime.sizing import forecast
+
+    found = forecast(model, sizing.measuring(model, None))
+    facts = {"budget": budget(model, sizing), **vars(found)}
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo(f"budget       {facts['budget']:,} bytes")
+    click.echo(f"evaluations  {found.evaluations}, each of {sizing.size_chunks} chunks")
+    click.echo(f"time         about {found.seconds / 60:.1f} minutes")
+    click.echo(f"memory       about {in_words(found.memory)}")
+    click.echo(f"disk         {in_words(found.disk)} meanwhile")
 
 
 def budget(model: str, sizing: Sizing) -> int:

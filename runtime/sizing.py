@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguforge.quant.allocate import Option, allocate
+from gguforge.quant.constants import GGML_QUANT_SIZES
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.damage import relative_errors
 from gguforge.quant.errors import InputError
@@ -22,6 +24,8 @@ from gguforge.quant.presets import PRESETS, UNQUANTIZED, Preset
 from gguforge.quant.quantize import Guide, plan_of_file, retype
 from gguforge.quant.rules import Overrides
 from gguforge.quant.splits import read_model
+from gguforge.runtime.evaluate import evaluate
+from gguforge.runtime.memory import buffers
 from gguforge.runtime.meter import Meter
 from gguforge.runtime.sensitivity import sensitivities
 
@@ -94,6 +98,41 @@ class Measuring:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What choosing will take.
+
+    Attributes:
+        evaluations: models to write and read the text with.
+        seconds: of the whole, from the time that one chunk takes.
+        memory: bytes, of the weights and buffers of one model.
+        disk: bytes in the scratch folder.
+    """
+
+    evaluations: int
+    seconds: float
+    memory: int
+    disk: int
+
+
+def forecast(model: str | os.PathLike[str], how: Measuring) -> Forecast:
+    """What `fit_size` will take on a model; one chunk of the text is read.
+
+    Raises:
+        GGUForgeError: see `evaluate`.
+    """
+    file = read_model(model)
+    base = plan_of_file(file)
+    matrices = sum(not tensor.is_copy for tensor in retype(base, COARSE.name, overrides=Overrides(pure=True)).tensors)
+    start = time.perf_counter()
+    evaluate(model, how.text, context=how.context, chunks=1, threads=how.threads)
+    chunk = time.perf_counter() - start  # with opening the model, which each evaluation does too
+    evaluations = matrices + 1 + RIVALS
+    need = buffers(model, how.context)
+    logits = 2 * how.chunks * how.context * max(tensor.shape[0] for tensor in base.tensors)
+    return Forecast(evaluations, evaluations * chunk * how.chunks, file.size + need.total, file.size + logits)
+
+
 def fit_size(
     model: str | os.PathLike[str],
     budget: int,
@@ -120,13 +159,19 @@ def fit_size(
     base = plan_of_file(read_model(model))
     coarse = retype(base, COARSE.name, guide=guide, overrides=_types({tensor.name: COARSE for tensor in base.tensors}))
     names = [tensor.name for tensor in coarse.tensors if not tensor.is_copy and tensor.type not in UNQUANTIZED]
+    menu = GUIDED_MENU if guide is not None else MENU
+    # whether there is any choice is better known before the sweep
+    fixed = coarse.size - sum(padded(t.nbytes, coarse.alignment) for t in coarse.tensors if t.name in names)
+    smallest = {t.name: _sizes(t, menu, coarse.alignment) for t in coarse.tensors if t.name in names}
+    allocate(
+        {name: [Option(kind, n, 0) for kind, n in some.items()] for name, some in smallest.items()}, budget - fixed
+    )
     with how.meter(Path(model), verify=False) as meter:
         settings = f"{Path(how.text).stat().st_size} {Path(how.text).stat().st_mtime_ns} {how.context} {how.chunks}"
         matters = sensitivities(
             base, coarse, names, meter, settings, how.store, lambda done, total: tell("sensitivity", done, total)
         )
-    options = _options(coarse, names, matters, guide is not None, lambda done, total: tell("errors", done, total))
-    fixed = coarse.size - sum(padded(t.nbytes, coarse.alignment) for t in coarse.tensors if t.name in matters)
+    options = _options(coarse, names, matters, menu, lambda done, total: tell("errors", done, total))
     found = allocate(options, budget - fixed)
     plans = {preset.name: plan for preset, plan in _presets_within(base, guide, budget)[:RIVALS]}
     nearest = next(iter(plans), COARSE.name)  # the file type that the metadata name
@@ -155,7 +200,7 @@ def _types(wanted: Mapping[str, T]) -> Overrides:
 
 
 def _options(
-    coarse: Plan, names: Sequence[str], matters: dict[str, float], guided: bool, tell: Callable[[int, int], None]
+    coarse: Plan, names: Sequence[str], matters: dict[str, float], menu: Sequence[T], tell: Callable[[int, int], None]
 ) -> dict[str, list[Option]]:
     """What each tensor could be: the damage grows with the error as it was measured at the coarse type."""
     tensors = {tensor.name: tensor for tensor in coarse.tensors}
@@ -163,16 +208,17 @@ def _options(
     for done, name in enumerate(names):
         tell(done, len(names))
         tensor = tensors[name]
-        errors = relative_errors(tensor, {tensor.type, *(GUIDED_MENU if guided else MENU)})
+        errors = relative_errors(tensor, {tensor.type, *menu})
+        sizes = _sizes(tensor, errors, coarse.alignment)
         scale = max(matters[name], FLOOR) / (errors[tensor.type] or 1.0)
-        found[name] = [
-            Option(kind, _nbytes(tensor, kind, coarse.alignment), error * scale) for kind, error in errors.items()
-        ]
+        found[name] = [Option(kind, sizes[kind], error * scale) for kind, error in errors.items()]
     return found
 
 
-def _nbytes(tensor: TensorPlan, kind: T, alignment: int) -> int:
-    return padded(tensor.rows * row_bytes(kind, tensor.row_length), alignment)
+def _sizes(tensor: TensorPlan, kinds: Iterable[T], alignment: int) -> dict[T, int]:
+    """Bytes of a tensor, padding included, in each type whose blocks divide its rows."""
+    fitting = (kind for kind in kinds if tensor.row_length % GGML_QUANT_SIZES[kind][0] == 0)
+    return {kind: padded(tensor.rows * row_bytes(kind, tensor.row_length), alignment) for kind in fitting}
 
 
 def _presets_within(base: Plan, guide: Guide | None, budget: int) -> list[tuple[Preset, Plan]]:

@@ -108,7 +108,7 @@ def test_fallbacks_are_told_and_hostile_names_are_shown_escaped(tmp_path: Path, 
     ("words", "message", "code"),
     [
         (["{model}", "-t", "Q4_KM", "-o", "{out}"], "unknown type 'Q4_KM'. Did you mean Q4_K_M", 1),
-        (["{model}", "-o", "{out}"], "Missing option '-t' / '--type'", 2),
+        (["{model}", "-o", "{out}"], "Give one of --type, --target-size, --target-bpw and --fit", 2),
         (["-t", "Q8_0"], "Missing argument 'MODEL'", 2),
         (["{model}", "-t", "Q8_0", "--workers", "0"], "--workers", 2),
         (["{folder}/absent.gguf", "-t", "Q8_0"], "absent.gguf: no such file or directory", 1),
