@@ -58,11 +58,13 @@ class Tuning:
             output: the file that will be written; the folder `OUTPUT.tune` beside it keeps what is done.
             writing: of its options `overwrite`, `workers`, `quiet`; with `dry_run` nothing is improved.
         """
-        from gguforge.quant.quality import refine_plan
+        from gguforge.quant.metadata import string
+        from gguforge.quant.quality import QUALITY_KEY, refine_plan
 
         if self.quality == "exact" or writing.dry_run:
             yield plan
             return
+        plan = replace(plan, metadata={**plan.metadata, QUALITY_KEY: string(self.quality)})
         if self.text is None:
             yield refine_plan(plan)
             return

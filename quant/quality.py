@@ -6,19 +6,20 @@ Types, order and places stay as they were; only where a tensor's bytes come from
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 
 from gguforge.quant.blocks.fields import RANGES
 from gguforge.quant.constants import GGMLQuantizationType
+from gguforge.quant.embedding import EMBEDDING, embedding_moments
 from gguforge.quant.errors import DataError
+from gguforge.quant.feedback import damped, encode_with_feedback
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.search.refine import refined
 from gguforge.quant.sources import Bytes, Extent, FileSource, Floats, Source
 
-Quality = Literal["exact", "high", "best"]
-"""llama.cpp's bytes; a better search; error feedback on a calibration text."""
+QUALITY_KEY = "quantize.quality"
+"""Metadata key of files that do not hold llama.cpp's bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,13 @@ class RefinedSource(Source):
         origin: where the weights come from.
         type: the k-quant that they are encoded in.
         importance: of each column, shape (matrices, row length), None where all columns matter alike.
+        moments: how errors of the columns add up, shape (row length, row length); then importance does not count.
     """
 
     origin: Source
     type: GGMLQuantizationType
     importance: Floats | None = field(default=None, repr=False)
+    moments: Floats | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -47,6 +50,8 @@ class RefinedSource(Source):
         rows = self.origin.rows(start, stop)
         if not np.isfinite(rows).all():
             raise DataError("holds NaN or infinity", path=next(iter(self.paths), None))
+        if self.moments is not None:
+            return encode_with_feedback(rows, self.moments, self.type)
         if self.importance is None:
             return refined(rows, self.type)
         per_matrix = int(np.prod(self.shape[:-1])) // len(self.importance)
@@ -88,12 +93,17 @@ class EncodedSource(Source):
 
 
 def refine_plan(plan: Plan) -> Plan:
-    """The same plan with the better search for all k-quants that are to be encoded."""
-    return replace(plan, tensors=tuple(map(refine_tensor, plan.tensors)))
+    """The same plan with the better search for all k-quants that are to be encoded.
+
+    The token embedding is encoded with feedback where it is known what reads it: see `embedding_moments`.
+    """
+    moments = embedding_moments(plan)
+    return replace(plan, tensors=tuple(_refined(tensor, moments) for tensor in plan.tensors))
 
 
-def refine_tensor(tensor: TensorPlan) -> TensorPlan:
-    """The same tensor by the better search, if it is to be encoded as a k-quant."""
+def _refined(tensor: TensorPlan, moments: Floats | None) -> TensorPlan:
     if tensor.is_copy or tensor.type not in RANGES:
         return tensor
-    return replace(tensor, source=RefinedSource(tensor.source, tensor.type, tensor.importance))
+    fits = tensor.name == EMBEDDING and moments is not None and len(moments) == tensor.row_length
+    known = damped(moments) if fits and moments is not None else None
+    return replace(tensor, source=RefinedSource(tensor.source, tensor.type, tensor.importance, known))

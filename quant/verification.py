@@ -16,6 +16,7 @@ import numpy as np
 from gguforge.quant.blocks import block_type
 from gguforge.quant.errors import InputError
 from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.quality import QUALITY_KEY
 from gguforge.quant.reader import GGUFFile, TensorInfo
 from gguforge.quant.receipt import Receipt
 from gguforge.quant.slabs import Slab, encoded, naming, slabs
@@ -87,12 +88,19 @@ def expected_plan(
         importance: by tensor name, shape (matrices, columns), or None where no importance matrix is given.
 
     Raises:
-        InputError: the file was made with an importance matrix, and none is given.
+        InputError: the file was made with an importance matrix, and none is given; or with another search.
     """
     if importance is None and IMPORTANCE_KEY in file.metadata:
         made_with = file.metadata[IMPORTANCE_KEY].value
         raise InputError(
             "was made with an importance matrix", path=file.path, found=made_with, remedy="Give it with --imatrix."
+        )
+    if QUALITY_KEY in file.metadata:
+        raise InputError(
+            "was not made with llama.cpp's encoders",
+            path=file.path,
+            found=f"--quality {file.metadata[QUALITY_KEY].value}",
+            remedy="Check it by its receipt alone, without --source.",
         )
     stored = {tensor.name: tensor for tensor in source.tensors}
     tensors, found = [], []

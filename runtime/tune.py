@@ -22,16 +22,16 @@ import numpy as np
 
 from gguforge.quant.blocks import block_type
 from gguforge.quant.blocks.base import Bytes
+from gguforge.quant.embedding import EMBEDDING
 from gguforge.quant.errors import DataError, EngineError
 from gguforge.quant.feedback import corrected, damped, encode_with_feedback
 from gguforge.quant.following import fingerprint
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.presets import UNQUANTIZED
-from gguforge.quant.quality import refine_tensor
+from gguforge.quant.quality import RefinedSource, refine_plan
 from gguforge.quant.roles import layer
 from gguforge.quant.writer import write
 from gguforge.runtime.blocks import BlockRunner, States, block_count, block_plan
-from gguforge.runtime.embedding import embedding_moments
 from gguforge.runtime.forward import Tokens
 from gguforge.runtime.interrupt import deferred_signals
 from gguforge.runtime.machine import physical_cores
@@ -39,8 +39,6 @@ from gguforge.runtime.moments import Inputs, StageMoments, collect
 from gguforge.runtime.probe import HEAD, Stage
 from gguforge.runtime.workbench import SIDES, Workbench
 
-EMBEDDING = "token_embd.weight"
-EMBEDDING_CHUNKS = 8  # of text, to measure the gains of its columns
 ALIKE = 1e-3
 """A block alone may differ by this much of its largest output: other kernels may add in another order."""
 
@@ -86,7 +84,7 @@ class _Tuner:
 
     def __init__(self, plan: Plan, chunks: Tokens, bench: Workbench, sequential: bool, threads: int) -> None:
         self.plan, self.chunks, self.bench, self.threads = plan, chunks, bench, threads
-        self.sequential, self.whole = sequential, False
+        self.sequential, self.whole, self.better = sequential, False, refine_plan(plan)
         self.index = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
         self.origin = replace(plan, tensors=tuple(replace(t, type=t.source.type) for t in plan.tensors))
         self.count, self.done = block_count(plan), 0
@@ -100,41 +98,33 @@ class _Tuner:
                 progress(self.done, total)
                 signals.raise_if_came()
 
+            self._encode_embedding()
             for number in range(self.bench.blocks_done, self.count):
                 self._tune_block(number, step)
                 signals.raise_if_came()
 
     def present(self, tensor: TensorPlan) -> TensorPlan:
         """A tensor as it will stand in the quantized model, encoded already or not."""
-        return self.bench.encoded(self.index[tensor.name], tensor) or refine_tensor(tensor)
+        index = self.index[tensor.name]
+        return self.bench.encoded(index, tensor) or self.better.tensors[index]
 
     def _tensor(self, name: str) -> TensorPlan | None:
         """The tensor of that name, if it is to be encoded in blocks."""
         tensor = self.plan.tensors[self.index[name]]
         return None if tensor.is_copy or tensor.type in UNQUANTIZED else tensor
 
-    def _encode_embedding(self, exact: BlockRunner, stage: Stage) -> None:
-        """Before all else: every block's inputs follow from it."""
-        tensor = self._tensor(EMBEDDING) if EMBEDDING in self.index else None
-        if tensor is None or self.bench.encoded(self.index[EMBEDDING], tensor) is not None:
-            return
-        weights = tensor.source.rows(0, tensor.rows)
-        tokens = self.chunks[:EMBEDDING_CHUNKS]
-        found = [exact.run(chunk, stage).inputs for chunk in tokens]
-        inputs = np.concatenate([x for x in found if x is not None])
-        matrices = [self.plan.tensors[self.index[self._real(name, 0)]].source for name in stage.names]
-        if inputs.shape[1] != tensor.row_length or any(source.shape[1] != tensor.row_length for source in matrices):
-            return  # something else stands between the embedding and the first matrices
-        read = [source.rows(0, source.shape[0]) for source in matrices]
-        moments = damped(embedding_moments(weights[tokens.reshape(-1)], inputs, read))
-        self._save(tensor, encode_with_feedback(weights, moments, tensor.type))
+    def _encode_embedding(self) -> None:
+        """Before all else, once for all: every block's inputs follow from it."""
+        for tensor in self.better.tensors:
+            index = self.index[tensor.name]
+            wanted = tensor.name == EMBEDDING and isinstance(tensor.source, RefinedSource)
+            if wanted and self.bench.encoded(index, tensor) is None:
+                self._save(tensor, tensor.source.raw_rows(0, tensor.rows))
 
     def _tune_block(self, number: int, step: Callable[[int], None]) -> None:
         with ExitStack() as stack:
             exact = stack.enter_context(self._exact_block(number))
             stages = exact.survey(self._inputs(number, SIDES[0], 0))
-            if number == 0:
-                self._encode_embedding(exact, stages[0])
             total = self.count * (len(stages) + 1) * len(self.chunks)
             self.done = max(self.done, number * (len(stages) + 1) * len(self.chunks))
             waiting = {self._real(name, number) for stage in stages for name in stage.names}

@@ -24,11 +24,15 @@ def test_exact_is_the_default(folder: Path, tmp_path: Path) -> None:
 
 def test_best_reads_the_text_and_tidies_up(folder: Path, tmp_path: Path) -> None:
     words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "best", "-f", folder / "text.txt"]
-    found = run(*words, "--calibration-chunks", 1, "--threads", 1, "-o", tmp_path / "a.gguf", "--json", "-q")
+    found = run(
+        *words, "--calibration-chunks", 1, "--threads", 1, "-o", tmp_path / "a.gguf", "--json", "-q", "--receipt"
+    )
     assert json.loads(found.stdout)["output"] == str(tmp_path / "a.gguf")
     assert not list(tmp_path.glob("*.tune"))
     shown = run("inspect", tmp_path / "a.gguf", "--json").stdout
     assert "text.txt" in shown
+    refused(run("verify", tmp_path / "a.gguf", "--source", folder / "model.gguf"), "--quality best")
+    assert not run("verify", tmp_path / "a.gguf").returncode
 
 
 def test_a_dry_run_reads_no_text(folder: Path, tmp_path: Path) -> None:
