@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
@@ -207,9 +206,16 @@ class Follower:
             self.part.record(self.hashes.position, self.hashes.digest(), self.hashes.in_words())
 
 
+def tool_version() -> str:
+    """The version of gguforge."""
+    from importlib.metadata import version  # takes longer to import than a small file to write
+
+    return version("gguforge")
+
+
 def fingerprint(plan: Plan) -> str:
     """Names the work: the same for the same version, plan and inputs, whose status tells whether they changed."""
-    digest = hashlib.sha256(version("gguforge").encode() + plan.header)
+    digest = hashlib.sha256(tool_version().encode() + plan.header)
     for tensor in plan.tensors:
         digest.update(f"{_identity(tensor.source)} {_identity(tensor.importance)}\n".encode())
     for path in sorted({path for tensor in plan.tensors for path in tensor.source.paths}):

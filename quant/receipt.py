@@ -13,12 +13,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gguforge.quant.errors import InputError, OutputError
 from gguforge.quant.files import replacing, write_at
+from gguforge.quant.following import tool_version
 from gguforge.quant.plan import Plan
 from gguforge.quant.writer import Written
 
@@ -97,7 +97,7 @@ def make_receipt(plan: Plan, written: Written, command: str = "", settings: Mapp
         for tensor, sha256 in zip(plan.tensors, written.tensors, strict=True)
     ]
     return Receipt(
-        f"gguforge {version('gguforge')}",
+        f"gguforge {tool_version()}",
         command,
         dict(settings or {}),
         _sources(plan),

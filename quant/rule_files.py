@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -79,6 +78,8 @@ def read_rules(text: str, path: str) -> RuleTable:
     Raises:
         InputError: it is no TOML, or breaks the schema.
     """
+    import tomllib  # most runs read no table
+
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
