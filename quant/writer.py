@@ -37,7 +37,8 @@ def default_workers(plan: Plan) -> int:
 
 def encodes(plan: Plan) -> bool:
     """Whether a plan is more than a copy: more than an eighth of its elements changes its type."""
-    return 8 * sum(tensor.elements for tensor in plan.tensors if not tensor.is_copy) > plan.elements
+    encoded = (t.elements for t in plan.tensors if not t.is_copy or t.source.extent is None)
+    return 8 * sum(encoded) > plan.elements
 
 
 def peak_memory(plan: Plan, workers: int | None = None) -> int:
