@@ -1,1 +1,1 @@
-"""Distill: soft targets from teachers, students trained on them and on the blocks they ship in, the demo model."""
+"""Distill: soft targets from teachers, students trained from them or on the blocks that ship, and the demo model."""

@@ -235,7 +235,6 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, in place of the one before."""
-        import torch
 
         state = {
             "key": self.key,
@@ -244,7 +243,7 @@ class Trainer:
             "held_out": self.history.held_out,
             "weights": self._weights(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": self._random_state(),
         }
         self._write(STATE, state)
 
@@ -263,8 +262,17 @@ class Trainer:
         self.history = History(list(state["losses"]), [(int(step), loss) for step, loss in state["held_out"]])
         self._load_weights(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"].cpu())
+        torch.set_rng_state(state["random"][0])
+        if self.group.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"][1])
         return True
+
+    def _random_state(self) -> list[Tensor]:
+        """What dropout draws from: the CPU's generator, and the GPU's where there is one."""
+        import torch
+
+        gpu = [torch.cuda.get_rng_state()] if self.group.device.type == "cuda" else []
+        return [torch.get_rng_state(), *gpu]
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         import torch
@@ -284,7 +292,7 @@ class Trainer:
         assert self.folder is not None
         path = self.folder / name
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.group.device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - torch raises whatever it met first in a damaged file
             raise InputError(f"checkpoint is damaged: {type(error).__name__}", path=path, remedy="Delete it.") from None
         if state.get("key") != self.key:
