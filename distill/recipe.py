@@ -222,8 +222,9 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """SHA-256 over everything that decides the weights: not where it runs, nor what is reported."""
+        """SHA-256 over everything that decides the weights of a seed's run: not where it runs, nor what is reported."""
         decisive = {name: value for name, value in asdict(self).items() if name not in ("hardware", "report")}
+        del decisive["schedule"]["seeds"]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -118,7 +118,8 @@ def test_the_key_tells_what_decides_the_weights(tmp_path: Path) -> None:
     assert (
         read_recipe(write(tmp_path, SMALLEST + "[hardware]\nthreads = 1\n[report]\nbaseline = false\n")).key == one.key
     )
-    assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nseeds = [5]\n")).key != one.key
+    assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nseeds = [5]\n")).key == one.key  # a run of its own
+    assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nrate = 0.1\n")).key != one.key
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from gguforge.distill.shards import write_shard
 from gguforge.distill.targets import KEY, write_manifest
 from gguforge.distill.tokens import Tokenizer
 from gguforge.quant.errors import InputError
+from gguforge.quant.imatrix import Entry, ImportanceMatrix, write_imatrix
 from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.reader import read_gguf
 from gguforge.runtime.forward import Forward
@@ -75,11 +76,15 @@ def test_a_student_is_cut_trained_measured_and_saved(home: Path, tmp_path: Path)
     assert "http" not in text
 
 
-def test_a_finished_recipe_is_not_trained_again(home: Path, tmp_path: Path) -> None:
+def test_a_finished_recipe_is_not_trained_again_and_takes_more_seeds(home: Path, tmp_path: Path) -> None:
     first = train_recipe(recipe(home, ONLINE), tmp_path)
     told: list[str] = []
     second = train_recipe(recipe(home, ONLINE), tmp_path, lambda name, step, losses: told.append(name))
     assert not told
+    read = recipe(home, ONLINE)
+    more = replace(read, schedule=replace(read.schedule, seeds=(0, 1)))
+    train_recipe(more, tmp_path, lambda name, step, losses: told.append(name))
+    assert set(told) == {"student-1", "baseline-1"}
     assert second.runs["student-0"].history == first.runs["student-0"].history
     assert second.runs["student-0"].end == first.runs["student-0"].end
 
@@ -110,6 +115,16 @@ def test_blocks_that_are_trained_are_the_blocks_of_the_file(home: Path, tmp_path
     assert run.end is not None
     assert run.end.divergence < run.start.divergence
     assert any("recovered" in line for line in summary(trained))
+
+
+def test_an_importance_matrix_guides_the_blocks_and_is_named_in_the_file(home: Path, tmp_path: Path) -> None:
+    sums = np.linspace(0, 1, 256, dtype=np.float32)[None] ** 4
+    matrix = ImportanceMatrix({"blk.0.ffn_gate.weight": Entry(sums, np.array([1]))}, ("text.txt",), 1)
+    write_imatrix(matrix, tmp_path / "some.imatrix")
+    body = f'{BLOCKS}[blocks]\npreset = "Q4_0"\nimatrix = "{tmp_path / "some.imatrix"}"\n'
+    train_recipe(recipe(home, body), tmp_path / "out")
+    file = read_gguf(tmp_path / "out" / "model.gguf")
+    assert file.metadata["quantize.imatrix.entries_count"].value == 1
 
 
 def test_llama_cpp_computes_what_was_trained(home: Path, tmp_path: Path) -> None:
