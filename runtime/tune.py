@@ -243,17 +243,18 @@ class _Tuner:
 
     def _pass_on(self, number: int, exact: BlockRunner, after_chunk: Callable[[], None]) -> None:
         """Hidden states of the next block, for both sides."""
-        with self._present_block(number, set()) as present:
-            runners = (exact, present) if self.sequential else (exact,)
-            files = []
+        with ExitStack() as stack:
+            runners = {SIDES[0]: exact}
+            if self.sequential:
+                runners[SIDES[1]] = stack.enter_context(self._present_block(number, set()))
             first = exact.run(self._inputs(number, SIDES[0], 0), output=True).output
             assert first is not None
-            for side in SIDES[: len(runners)]:
-                files.append(self.bench.new_states(number + 1, side, (len(self.chunks), *first.shape)))
+            shape = len(self.chunks), *first.shape
+            files = {side: self.bench.new_states(number + 1, side, shape) for side in runners}
             for chunk in range(len(self.chunks)):
-                for side, runner, (_, states) in zip(SIDES, runners, files, strict=False):
-                    states[chunk] = runner.run(self._inputs(number, side, chunk), output=True).output
+                for side, runner in runners.items():
+                    files[side][1][chunk] = runner.run(self._inputs(number, side, chunk), output=True).output
                 after_chunk()
-            for side, (part, states) in zip(SIDES, files, strict=False):
+            for side, (part, states) in files.items():
                 states.flush()  # type: ignore[attr-defined]
                 self.bench.keep_states(part, number + 1, side)
