@@ -50,7 +50,7 @@ def frontier_plot(report: Report) -> str:
             one.type,
             (one.nbytes / 1e6, one.divergence),
             textcoords="offset points",
-            xytext=(6, 5),
+            xytext=(6, 5) if on else (6, -13),
             color=INK,
             fontsize=9,
         )
