@@ -109,7 +109,9 @@ class _Tuner:
         return self.bench.encoded(index, tensor) or self.better.tensors[index]
 
     def _tensor(self, name: str) -> TensorPlan | None:
-        """The tensor of that name, if it is to be encoded in blocks."""
+        """The tensor of that name, if it is to be encoded in blocks; graphs also know views, which are no tensors."""
+        if name not in self.index:
+            return None
         tensor = self.plan.tensors[self.index[name]]
         return None if tensor.is_copy or tensor.type in UNQUANTIZED else tensor
 
