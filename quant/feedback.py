@@ -27,6 +27,7 @@ from gguforge.quant.search.base import f32
 from gguforge.quant.search.refine import importance, refine
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: directions that the text never showed still count
+SHARE = 0.5  # of a correction that is made: it was fitted to the calibration text, and all of it does less elsewhere
 PART = 32  # columns corrected one by one; what they change beyond is added up in one product
 ROWS = 2048  # worked on at a time
 
@@ -42,7 +43,7 @@ def damped(moments: NDArray[np.floating]) -> Moments:
 
 
 def corrected(weights: Floats, moments: Moments, shift: NDArray[np.floating]) -> Floats:
-    """The weights that make up, as far as the inputs allow, for a given change of the wanted outputs.
+    """The weights that make up, half and as far as the inputs allow, for a given change of the wanted outputs.
 
     Args:
         weights: shape (rows, columns).
@@ -50,10 +51,10 @@ def corrected(weights: Floats, moments: Moments, shift: NDArray[np.floating]) ->
         shift: E[(wanted - present output) x^T], shape (rows, columns).
 
     Returns:
-        weights + shift * moments^-1: least squares, held near `weights` by the damping.
+        weights + SHARE * shift * moments^-1: least squares, held near `weights` by the damping.
     """
     change = np.linalg.solve(moments.astype(np.float64), shift.T.astype(np.float64)).T
-    return (weights + change).astype(np.float32)
+    return (weights + SHARE * change).astype(np.float32)
 
 
 def encode_with_feedback(weights: Floats, moments: Moments, type: GGMLQuantizationType) -> Bytes:
