@@ -86,7 +86,7 @@ def feedback_of(moments: Moments) -> tuple[Floats, Floats]:
     """How much of a column's error the columns after it take over, and what is left of the column's importance.
 
     Returns:
-        U + I with H = (U + I) diag (U + I)^T, U strictly upper, shape (columns, columns); the diagonal, shape (columns,).
+        U + I, where H = (U + I) diag (U + I)^T, shape (columns, columns), and the diagonal, shape (columns,).
     """
     lower = np.linalg.cholesky(moments[::-1, ::-1].astype(np.float64))
     upper = lower[::-1, ::-1]
