@@ -2,7 +2,7 @@
 
     python bench/convert_speed.py --reference path/to/llama.cpp/convert_hf_to_gguf.py [--python PYTHON] [--gigabytes 3]
 
-Linux only (memory is read from /proc). All take turns in one run; each round's output is removed. Ours ends with an
+Linux only (memory is read from /proc). All take turns in one run, in another order each round. Ours ends with an
 fsync, which `cp` and the reference leave out, hence the second line of `cp`. Memory is the peak of the whole process
 tree, shared pages counted once (PSS), sampled every 20 ms. Prints a Markdown table of medians.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import runpy
 import statistics
@@ -143,7 +144,7 @@ def main() -> None:
         ours = [sys.executable, "-m", "gguforge.cli", "convert", str(folder), "--quiet"]
         commands = {
             f"gguforge convert --type {arguments.type}": [*ours, "--type", arguments.type, "-o", str(output)],
-            "the same, --workers 1": [*ours, "--type", arguments.type, "--workers", "1", "-o", str(output)],
+            "the same, --workers 2": [*ours, "--type", arguments.type, "--workers", "2", "-o", str(output)],
             "cp": ["sh", "-c", f"mkdir {output} && cp {quoted} {output}"],
             "cp and fsync": ["sh", "-c", f"mkdir {output} && cp {quoted} {output} && sync {output}/*"],
         }
@@ -152,8 +153,10 @@ def main() -> None:
                 arguments.python, str(arguments.reference), str(folder), "--outtype", "bf16", "--outfile", str(output),
             ]  # fmt: skip
         runs: dict[str, list[Run]] = {name: [] for name in commands}
-        for _ in range(arguments.rounds):
-            for name, command in commands.items():
+        order = list(commands.items())
+        for number in range(arguments.rounds):
+            random.Random(number).shuffle(order)  # what ran before leaves its mark on the memory of a virtual machine
+            for name, command in order:
                 os.sync()
                 runs[name].append(measure(command))
                 subprocess.run(["rm", "-rf", str(output)], check=True)

@@ -12,7 +12,9 @@ import contextlib
 import dataclasses
 import errno
 import os
+import queue
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -295,16 +297,38 @@ def write_at(descriptor: int, offset: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
-    """Let the disk begin with a range that was just written, so that the sync at the end finds little left to do.
+class Writeback:
+    """Lets the disk begin with ranges that were just written, so that the sync at the end finds little left to do.
 
     Asking Linux to forget dirty pages starts their writing; they stay in memory until they are written. Elsewhere the
-    system decides for itself.
+    system decides for itself. Starting takes as long as handing the pages to the disk, so a thread does it; it begins
+    with the first range, in the process that writes.
     """
-    advise = getattr(os, "posix_fadvise", None)
-    if advise is not None:
-        with contextlib.suppress(OSError):  # advice only
-            advise(descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._ranges: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self, offset: int, nbytes: int) -> None:
+        """Begin with a range; returns at once."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._advise, daemon=True)
+            self._thread.start()
+        self._ranges.put((offset, nbytes))
+
+    def close(self) -> None:
+        """End the thread: the descriptor is not used any more."""
+        if self._thread is not None:
+            self._ranges.put(None)
+            self._thread.join()
+
+    def _advise(self) -> None:
+        while (found := self._ranges.get()) is not None:
+            with contextlib.suppress(OSError, MemoryError):  # advice only
+                os.posix_fadvise(self._descriptor, *found, os.POSIX_FADV_DONTNEED)
 
 
 def sync_directory(folder: Path) -> None:

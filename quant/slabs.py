@@ -18,7 +18,7 @@ from gguforge.quant.blocks import block_type, encode
 from gguforge.quant.blocks.base import REGISTRY
 from gguforge.quant.cache import Cache
 from gguforge.quant.errors import DataError, GGUForgeError
-from gguforge.quant.files import copy_range, start_writeback, write_at
+from gguforge.quant.files import Writeback, copy_range, write_at
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.sources import Bytes, Floats
 
@@ -87,10 +87,12 @@ class Filler:
         self.plan, self.data_offset, self.cache = plan, len(plan.header), cache
         self.work = unfinished(plan, begin, cache is not None)
         self.target = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+        self.writeback = Writeback(self.target)
         self.inputs: dict[str, int] = {}
 
     def close(self) -> None:
         """Close the files."""
+        self.writeback.close()
         for descriptor in (self.target, *self.inputs.values()):
             os.close(descriptor)
 
@@ -107,7 +109,7 @@ class Filler:
             else:
                 data, cached = self._encoded(tensor, slab)
                 write_at(self.target, offset, data.data)
-            start_writeback(self.target, offset, nbytes)
+            self.writeback.start(offset, nbytes)
         return Filled(nbytes, cached)
 
     def _encoded(self, tensor: TensorPlan, slab: Slab) -> tuple[Bytes, bool]:
