@@ -24,8 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from gguforge.quant.constants import GGMLQuantizationType as T
+from gguforge.quant.imatrix import Entry, ImportanceMatrix, write_imatrix
 from gguforge.quant.metadata import float32, string, uint32
 from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.reader import read_gguf
 from gguforge.quant.sources import ArraySource
 from gguforge.quant.writer import write
 
@@ -86,13 +88,28 @@ def run(words: list[str]) -> Run:
     return Run(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale)
 
 
-def compare(llama_quantize: str, source: Path, preset: str, workers: int, rounds: int) -> str:
+def make_imatrix(model: Path, path: Path) -> None:
+    """An importance matrix of random positive weights."""
+    rng = np.random.default_rng(1)
+    names = {
+        t.name: t.shape[-1] for t in read_gguf(model).tensors if len(t.shape) == 2 and t.name != "token_embd.weight"
+    }
+    entries = {
+        name: Entry(rng.lognormal(size=(1, columns)).astype(np.float32), np.ones(1, np.int64))
+        for name, columns in names.items()
+    }
+    write_imatrix(ImportanceMatrix(entries, ("random",), 1), path)
+
+
+def compare(llama_quantize: str, source: Path, preset: str, workers: int, rounds: int, imatrix: Path | None) -> str:
     """One line of the table."""
     ours_path, theirs_path = source.with_name("ours.gguf"), source.with_name("theirs.gguf")
     program = shutil.which("gguforge", path=str(Path(sys.executable).parent)) or "gguforge"
     ours_words = [program, "quantize", str(source), "--type", preset, "-o", str(ours_path)]
     ours_words += ["--workers", str(workers), "--overwrite", "--quiet"]
-    theirs_words = [llama_quantize, str(source), str(theirs_path), preset, str(workers)]
+    guide = [] if imatrix is None else ["--imatrix", str(imatrix)]
+    ours_words += guide
+    theirs_words = [llama_quantize, *guide, str(source), str(theirs_path), preset, str(workers)]
     theirs, ours = [], []
     for _ in range(rounds):
         theirs.append(run(theirs_words))
@@ -118,18 +135,22 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--imatrix", action="store_true", help="with a (random) importance matrix")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model-bf16.gguf"
         maker = multiprocessing.Process(target=make_model, args=(source, given.layers, 1280, 3584, 16384))
         maker.start()  # apart: the peak memory of children starts from that of the process that starts them
         maker.join()
+        imatrix = Path(folder) / "imatrix.gguf" if given.imatrix else None
+        if imatrix is not None:
+            make_imatrix(source, imatrix)
         print(f"Input: {source.stat().st_size / 1e6:.0f} MB of BF16; {given.rounds} rounds by turns.\n")
         print("| preset | threads | llama-quantize wall / CPU s | gguforge wall / CPU s | speed | CPU | our memory |")
         print("|---|---|---|---|---|---|---|")
         for preset in given.presets.split(","):
             for workers in given.workers.split(","):
-                print(compare(given.llama_quantize, source, preset, int(workers), given.rounds), flush=True)
+                print(compare(given.llama_quantize, source, preset, int(workers), given.rounds, imatrix), flush=True)
 
 
 if __name__ == "__main__":
