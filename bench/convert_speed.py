@@ -144,7 +144,7 @@ def main() -> None:
         ours = [sys.executable, "-m", "gguforge.cli", "convert", str(folder), "--quiet"]
         commands = {
             f"gguforge convert --type {arguments.type}": [*ours, "--type", arguments.type, "-o", str(output)],
-            "the same, --workers 2": [*ours, "--type", arguments.type, "--workers", "2", "-o", str(output)],
+            "the same, --workers 1": [*ours, "--type", arguments.type, "--workers", "1", "-o", str(output)],
             "cp": ["sh", "-c", f"mkdir {output} && cp {quoted} {output}"],
             "cp and fsync": ["sh", "-c", f"mkdir {output} && cp {quoted} {output} && sync {output}/*"],
         }

@@ -191,7 +191,7 @@ def writing_options(command: Command) -> Command:
             "--threads",
             "workers",
             type=click.IntRange(1, 256),
-            help="Processes to use.  [default: all, or one for mere copies]",
+            help="Processes to use.  [default: all, or two for mere copies]",
         ),
         click.option("--dry-run", is_flag=True, help="Print size, memory and disk needed, at once, and write nothing."),
         click.option(

@@ -31,8 +31,8 @@ log = logging.getLogger("gguforge.quant")
 
 
 def default_workers(plan: Plan) -> int:
-    """All processors for a plan that encodes; one for a plan that mostly copies, which the disk alone holds up."""
-    return processors() if encodes(plan) else 1
+    """All processors for a plan that encodes; two for a plan that mostly copies, which the disk alone holds up."""
+    return processors() if encodes(plan) else min(2, processors())
 
 
 def encodes(plan: Plan) -> bool:

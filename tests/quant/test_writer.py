@@ -95,7 +95,7 @@ def test_without_affinity_and_signal_masks(plan: Plan, out: Path, monkeypatch: p
 def test_mere_copies_take_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "processors", lambda: 6)
     copying = models.build(tmp_path, T.F16, layers=2)
-    assert default_workers(copying) == 1
+    assert default_workers(copying) == 2
     assert default_workers(retype(copying, "Q4_K_M")) == 6
 
 
