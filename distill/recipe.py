@@ -129,6 +129,30 @@ class Losses:
         return any(name not in ("sampled_kl", "cross_entropy") for name in self.weights())
 
 
+DIVERGENCES = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "reverse_skew_kl"]
+
+
+@dataclass(frozen=True)
+class OnPolicyPart:
+    """Training on what the student itself writes, scored by the teacher: see `gguforge.distill.on_policy`.
+
+    Attributes:
+        share: of the batches that are the student's own text; the others are of the data.
+        loss: the divergence from the teacher on that text, with the settings of [losses].
+        prompt: tokens of a plain text's document that the student continues; of a conversation, all before an answer.
+        tokens: most tokens that it writes.
+        temperature: of its draws.
+        refresh: steps for which it writes at once, with the weights of the first of them.
+    """
+
+    share: float = 0.5
+    loss: DIVERGENCES = "reverse_kl"
+    prompt: int = 32
+    tokens: int = 64
+    temperature: float = 1.0
+    refresh: int = 1
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast.
@@ -215,8 +239,14 @@ class Recipe:
     teacher: TeacherPart = field(default_factory=TeacherPart)
     schedule: Schedule = field(default_factory=Schedule)
     hardware: Hardware = field(default_factory=Hardware)
+    on_policy: OnPolicyPart | None = None
     blocks: BlocksPart | None = None
     report: ReportPart = field(default_factory=ReportPart)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything is learned from a teacher in memory."""
+        return self.losses.needs_teacher or self.on_policy is not None
 
     @property
     def key(self) -> str:
@@ -247,6 +277,7 @@ POSITIVE = {
     "data": ("context", "held_out_documents"),
     "schedule": ("steps", "batch", "accumulate", "rate", "clip", "evaluate", "save"),
     "losses": ("temperature", "relation_heads"),
+    "on_policy": ("prompt", "tokens", "temperature", "refresh"),
     "blocks": ("refresh",),
 }
 BETWEEN_0_AND_1 = ("beta", "skew")
@@ -262,6 +293,8 @@ def _check(recipe: Recipe, path: Path) -> None:
     for name in BETWEEN_0_AND_1:
         if not 0 < getattr(recipe.losses, name) < 1:
             raise InputError(f"key 'losses.{name}'", path=path, expected="between 0 and 1")
+    if recipe.on_policy is not None and not 0 < recipe.on_policy.share <= 1:
+        raise InputError("key 'on_policy.share'", path=path, expected="more than 0, at most 1")
     if not recipe.schedule.seeds:
         raise InputError("key 'schedule.seeds'", path=path, expected="at least one")
     if not recipe.losses.weights():
@@ -282,7 +315,7 @@ def _check_models(recipe: Recipe, path: Path) -> None:
         raise InputError(
             "[student] needs exactly one of: checkpoint; config; layers, hidden_size or intermediate_size", path=path
         )
-    if (cut or recipe.losses.needs_teacher) and recipe.teacher.checkpoint is None:
+    if (cut or recipe.needs_teacher) and recipe.teacher.checkpoint is None:
         why = "cutting the student from it" if cut else "these losses"
         raise InputError(f"teacher.checkpoint is needed for {why}", path=path)
     if student.config is not None and student.tokenizer is None and recipe.teacher.checkpoint is None:
