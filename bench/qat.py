@@ -19,7 +19,8 @@ from gguforge.distill.grid import Grid, placements, plan_blocks
 from gguforge.distill.measure import Measured
 from gguforge.distill.processes import processes
 from gguforge.distill.recipe import Recipe, read_recipe
-from gguforge.distill.train import Workshop, train_recipe
+from gguforge.distill.train import train_recipe
+from gguforge.distill.workshop import Workshop
 from gguforge.runtime.overlap import fingerprint, shared
 
 RECIPE = """

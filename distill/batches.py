@@ -7,7 +7,7 @@ run that is taken up again reads on where it stopped, and several processes read
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,11 @@ class Reading:
         return [
             [self._document(first + number * size + i) for i in range(self.batch)] for number in range(self.accumulate)
         ]
+
+    def made(self, step: int, device: Any) -> Iterator[Batch]:
+        """The same as tensors."""
+        for chosen in self.batches(step):
+            yield make_batch(chosen, device)
 
     def _document(self, number: int) -> Document:
         round_, place = divmod(number, len(self.material))

@@ -13,35 +13,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gguforge.convert.json_file import read_object
-from gguforge.distill import students
-from gguforge.distill.batches import Reading, make_batch, read_documents
 from gguforge.distill.footprint import Footprint, footprint
 from gguforge.distill.grid import Grid, placements, plan_blocks
-from gguforge.distill.measure import Measured, measured
-from gguforge.distill.objective import Objective
-from gguforge.distill.processes import Group, processes
-from gguforge.distill.recipe import BlocksPart, Losses, Recipe, StudentPart
-from gguforge.distill.shards import Document
-from gguforge.distill.targets import Targets, open_targets
-from gguforge.distill.tokens import Tokenizer
+from gguforge.distill.measure import Measured
+from gguforge.distill.processes import processes
+from gguforge.distill.recipe import BlocksPart, Losses, Recipe
 from gguforge.distill.trainer import History, Trainer
-from gguforge.quant.errors import InputError
+from gguforge.distill.workshop import Workshop
 from gguforge.quant.files import replacing
 from gguforge.quant.imatrix import read_imatrix
 from gguforge.quant.quantize import Guide
 from gguforge.quant.writer import write
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-ACTIVITY_BATCHES = 16  # batches of text on which channels are chosen
-PROBED_TOKENS = 128  # a document's share of them
 
 Tell = Callable[[str, int, dict[str, float]], None]
 Announce = Callable[[int, Footprint], None]
@@ -82,84 +69,6 @@ class Trained:
     parameters: int
 
 
-class Workshop:
-    """Everything that the runs of a recipe share: text, tokenizer, teacher.
-
-    Attributes:
-        material: the documents to train on.
-        held_out: the documents to measure on.
-        teacher: in memory, or None.
-    """
-
-    def __init__(self, recipe: Recipe, output: Path, group: Group) -> None:
-        self.recipe, self.output, self.group = recipe, output, group
-        self.home = _tokenizer_folder(recipe)
-        targets = None if recipe.data.targets is None else open_targets(recipe.data.targets)
-        with Tokenizer.open(self.home) as tokenizer:
-            if targets is not None:
-                _check_targets(targets, tokenizer, self.home)
-            self.material: Sequence[Document] = (
-                targets if targets is not None else read_documents(recipe.data.text, tokenizer, recipe.data.context)
-            )
-            self.held_out = self._held_out(tokenizer)
-        self.temperature = 1.0 if targets is None else targets.manifest.temperature
-        self.context = recipe.data.context if targets is None else targets.manifest.context
-        self.teacher = self._teacher()
-
-    def _held_out(self, tokenizer: Tokenizer) -> list[Document]:
-        data = self.recipe.data
-        if not data.held_out:
-            return []
-        return read_documents(data.held_out, tokenizer, data.context, data.held_out_documents)
-
-    def _teacher(self) -> Any:
-        folder = self.recipe.teacher.checkpoint
-        if folder is None or not (self.recipe.losses.needs_teacher or self.held_out):
-            return None
-        return students.open_model(folder).to(self.group.device).eval().requires_grad_(False)
-
-    def student(self, seed: int) -> Any:
-        """The student before any training; the same for one seed."""
-        part, teacher = self.recipe.student, self.recipe.teacher.checkpoint
-        if part.checkpoint is not None:
-            model = students.open_model(part.checkpoint)
-        elif part.config is not None:
-            model = students.fresh_model(read_object(part.config), part.config, seed)
-        else:
-            assert teacher is not None
-            model = self._cut(part, teacher)
-        return model.to(self.group.device)
-
-    def _cut(self, part: StudentPart, folder: Path) -> Any:
-        path = folder / "config.json"
-        return students.cut(students.open_model(folder), read_object(path), part, path, self._probes())
-
-    def _probes(self) -> Iterator[Tensor]:
-        for number in range(min(ACTIVITY_BATCHES, len(self.material))):
-            yield make_batch([self.material[number]]).input_ids[:, :PROBED_TOKENS]
-
-    def worth(self, student: Any) -> Measured | None:
-        """A student on the held-out text; every process computes the same."""
-        if not self.held_out or student.get_output_embeddings() is None:
-            return None
-        return measured(student, self.teacher, self.held_out, self.group.device)
-
-
-def _tokenizer_folder(recipe: Recipe) -> Path:
-    part = recipe.student
-    folder = part.tokenizer or part.checkpoint or recipe.teacher.checkpoint
-    assert folder is not None  # the recipe was checked
-    return folder
-
-
-def _check_targets(targets: Targets, tokenizer: Tokenizer, home: Path) -> None:
-    if targets.manifest.tokenizer_sha256 != tokenizer.identity.sha256:
-        raise InputError(
-            "the soft targets were made with another tokenizer", path=targets.folder,
-            expected=f"that of {home}", remedy="Give the student its teacher's tokenizer.",
-        )  # fmt: skip
-
-
 def train_recipe(
     recipe: Recipe,
     output: str | os.PathLike[str],
@@ -186,7 +95,7 @@ def train_recipe(
         runs: dict[str, Run] = {}
         unquantized = None
         for seed in recipe.schedule.seeds:
-            for kind, losses in _kinds(recipe):
+            for kind, losses in _kinds(shop):
                 name = f"{kind}-{seed}"
                 student = shop.student(seed)
                 first = not runs
@@ -208,10 +117,11 @@ def _silent(name: str, step: int, losses: dict[str, float]) -> None:
     """What the other processes tell."""
 
 
-def _kinds(recipe: Recipe) -> Iterable[tuple[str, Losses]]:
-    yield "student", recipe.losses
-    if recipe.report.baseline and set(recipe.losses.weights()) != {"cross_entropy"}:
-        yield "baseline", Losses(cross_entropy=1.0)
+def _kinds(shop: Workshop) -> Iterable[tuple[str, Losses]]:
+    yield "student", shop.recipe.losses
+    baseline = shop.baseline() if shop.recipe.report.baseline else None
+    if baseline is not None:
+        yield "baseline", baseline
 
 
 def _run(shop: Workshop, name: str, seed: int, losses: Losses, student: Any, ships: bool, tell: Tell) -> Run:
@@ -220,47 +130,33 @@ def _run(shop: Workshop, name: str, seed: int, losses: Losses, student: Any, shi
     folder = shop.output / "runs" / name
     grid = _grid(shop, recipe.blocks, student, folder) if recipe.blocks is not None else None
     start = shop.worth(student)
-    schedule = recipe.schedule
-    reading = Reading(shop.material, schedule.batch, schedule.accumulate, seed, group.number, group.count)
     trainer = Trainer(
         student,
-        Objective(losses, shop.temperature, _is_causal(student)),
-        reading,
-        schedule,
+        shop.objective(losses),
+        shop.reading(seed),
+        recipe.schedule,
         group,
         teacher=shop.teacher if losses.needs_teacher else None,
         grid=grid,
         bfloat16=recipe.hardware.precision == "bfloat16",
         folder=folder,
         key=f"{recipe.key} {name}",
-        held_out=(lambda: _held_out_loss(shop, student)) if start is not None else None,
+        held_out=(lambda: shop.held_out_loss(student)) if start is not None else None,
     )
     trainer.resume()
     history = trainer.train(lambda step, found: tell(name, step, found))
     if ships and group.first:
-        students.save_model(student, shop.output / "checkpoint", shop.home)
+        shop.save(student, shop.output / "checkpoint")
         if grid is not None:
             write(grid.plan(), shop.output / "model.gguf", overwrite=True)
     return Run(name, seed, history, start, shop.worth(student))
-
-
-def _is_causal(model: Any) -> bool:
-    """Whether positions see only those before them; encoders see all."""
-    return "Causal" in type(model).__name__ or "LMHead" in type(model).__name__
-
-
-def _held_out_loss(shop: Workshop, student: Any) -> float:
-    """What decides when to stop: the divergence from the teacher where there is one, else the cross-entropy."""
-    found = shop.worth(student)
-    assert found is not None
-    return found.cross_entropy if shop.teacher is None else found.divergence
 
 
 def _grid(shop: Workshop, part: BlocksPart, student: Any, folder: Path) -> Grid:
     """Put a student on the blocks of its preset; the plan is that of its checkpoint, which is written for that."""
     source = folder / "begin"
     if shop.group.first and not (source / "config.json").is_file():
-        students.save_model(student, source, shop.home)
+        shop.save(student, source)
     shop.group.wait()
     guide = None if part.imatrix is None else Guide.from_matrix(read_imatrix(part.imatrix), str(part.imatrix))
     plan = plan_blocks(source, part.preset, guide=guide)

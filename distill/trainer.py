@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguforge.distill.batches import Batch, Reading, make_batch
+from gguforge.distill.batches import Batch, Reading
 from gguforge.distill.grid import Grid
 from gguforge.distill.objective import Objective, run
 from gguforge.distill.processes import Group
@@ -150,13 +150,13 @@ class Trainer:
         import torch
 
         found: dict[str, Tensor] = {}
-        batches = self.reading.batches(self.step)
-        for chosen in batches:
-            parts = self._losses(make_batch(chosen, self.group.device))
+        count = self.reading.accumulate
+        for batch in self.reading.made(self.step, self.group.device):
+            parts = self._losses(batch)
             total = self.objective.total(parts)
-            (total / len(batches)).backward()
+            (total / count).backward()
             for name, value in {"loss": total, **parts}.items():
-                found[name] = found.get(name, 0) + value.detach() / len(batches)
+                found[name] = found.get(name, 0) + value.detach() / count
         means = torch.stack([value.float() for value in found.values()])
         self.group.average([means])
         losses = dict(zip(found, means.tolist(), strict=True))

@@ -1,0 +1,146 @@
+"""What all runs of a recipe share: text, tokenizer, teacher; and what depends on the kind of student.
+
+This one is for students that predict the next token; `gguforge.distill.encoders.workshop` is for encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gguforge.convert.json_file import read_object
+from gguforge.distill import students
+from gguforge.distill.batches import Reading, make_batch, read_documents
+from gguforge.distill.measure import Measured, measured
+from gguforge.distill.objective import Objective
+from gguforge.distill.processes import Group
+from gguforge.distill.recipe import Losses, Recipe, StudentPart
+from gguforge.distill.shards import Document
+from gguforge.distill.targets import Targets, open_targets
+from gguforge.distill.tokens import Tokenizer
+from gguforge.quant.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACTIVITY_BATCHES = 16  # batches of text on which channels are chosen
+PROBED_TOKENS = 128  # a document's share of them
+
+
+class Workshop:
+    """Everything that the runs of a recipe share: text, tokenizer, teacher.
+
+    Attributes:
+        home: the folder whose tokenizer's files the student gets.
+        material: the documents to train on.
+        held_out: the documents to measure on.
+        context: tokens of the longest document.
+        teacher: in memory, or None.
+    """
+
+    material: Sequence[Document]
+    held_out: Sequence[Document]
+    context: int
+
+    def __init__(self, recipe: Recipe, output: Path, group: Group) -> None:
+        self.recipe, self.output, self.group = recipe, output, group
+        self.home = tokenizer_folder(recipe)
+        self.temperature = 1.0
+        self._read()
+        self.teacher = self._teacher()
+
+    def _read(self) -> None:
+        """Read the text."""
+        data = self.recipe.data
+        targets = None if data.targets is None else open_targets(data.targets)
+        with Tokenizer.open(self.home) as tokenizer:
+            if targets is not None:
+                _check_targets(targets, tokenizer, self.home)
+            self.material = targets if targets is not None else read_documents(data.text, tokenizer, data.context)
+            self.held_out = (
+                read_documents(data.held_out, tokenizer, data.context, data.held_out_documents) if data.held_out else []
+            )
+        self.context = data.context
+        if targets is not None:
+            self.temperature, self.context = targets.manifest.temperature, targets.manifest.context
+
+    def _teacher(self) -> Any:
+        folder = self.recipe.teacher.checkpoint
+        if folder is None or not (self.recipe.losses.needs_teacher or self.held_out):
+            return None
+        return students.open_model(folder).to(self.group.device).eval().requires_grad_(False)
+
+    def student(self, seed: int) -> Any:
+        """The student before any training; the same for one seed."""
+        part, teacher = self.recipe.student, self.recipe.teacher.checkpoint
+        if part.checkpoint is not None:
+            model = students.open_model(part.checkpoint)
+        elif part.config is not None:
+            model = students.fresh_model(read_object(part.config), part.config, seed)
+        else:
+            assert teacher is not None
+            model = self._cut(part, teacher)
+        return model.to(self.group.device)
+
+    def _cut(self, part: StudentPart, folder: Path) -> Any:
+        path = folder / "config.json"
+        return students.cut(students.open_model(folder), read_object(path), part, path, self._probes())
+
+    def _probes(self) -> Iterator[Tensor]:
+        for number in range(min(ACTIVITY_BATCHES, len(self.material))):
+            yield make_batch([self.material[number]]).input_ids[:, :PROBED_TOKENS]
+
+    def reading(self, seed: int) -> Reading:
+        """The order in which one seed's runs read."""
+        schedule, group = self.recipe.schedule, self.group
+        return Reading(self.material, schedule.batch, schedule.accumulate, seed, group.number, group.count)
+
+    def objective(self, losses: Losses) -> Objective:
+        """What a run is trained by."""
+        return Objective(losses, self.temperature)
+
+    def baseline(self) -> Losses | None:
+        """What the same student learns by without a teacher; None where that is what the recipe does."""
+        return None if set(self.recipe.losses.weights()) == {"cross_entropy"} else Losses(cross_entropy=1.0)
+
+    def worth(self, student: Any) -> Measured | None:
+        """A student on the held-out text; every process computes the same."""
+        if not self.held_out:
+            return None
+        return measured(student, self.teacher, self.held_out, self.group.device)
+
+    def held_out_loss(self, student: Any) -> float:
+        """What decides when to stop: the divergence from the teacher where there is one, else the cross-entropy."""
+        found = self.worth(student)
+        assert found is not None
+        return found.cross_entropy if self.teacher is None else found.divergence
+
+    def save(self, student: Any, folder: Path) -> None:
+        """Write a student's checkpoint."""
+        students.save_model(student, folder, self.home)
+
+
+def student_config(recipe: Recipe) -> Path:
+    """The config.json that says what kind of student a recipe trains."""
+    part = recipe.student
+    folder = part.checkpoint or recipe.teacher.checkpoint
+    path = part.config or (None if folder is None else folder / "config.json")
+    assert path is not None  # the recipe was checked
+    return path
+
+
+def tokenizer_folder(recipe: Recipe) -> Path:
+    """The folder with the tokenizer that the student gets."""
+    part = recipe.student
+    folder = part.tokenizer or part.checkpoint or recipe.teacher.checkpoint
+    assert folder is not None  # the recipe was checked
+    return folder
+
+
+def _check_targets(targets: Targets, tokenizer: Tokenizer, home: Path) -> None:
+    if targets.manifest.tokenizer_sha256 != tokenizer.identity.sha256:
+        raise InputError(
+            "the soft targets were made with another tokenizer", path=targets.folder,
+            expected=f"that of {home}", remedy="Give the student its teacher's tokenizer.",
+        )  # fmt: skip
