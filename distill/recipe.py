@@ -23,17 +23,15 @@ with one line. Paths are relative to the recipe's folder. What is left out takes
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from gguforge.distill.run_tables import CollectPart, FinishPart, GeneratePart, OutputPart
 from gguforge.distill.schema import read_table
 from gguforge.quant.errors import InputError
-from gguforge.quant.presets import find_preset
 
 
 @dataclass(frozen=True)
@@ -224,9 +222,11 @@ class ReportPart:
 
     Attributes:
         baseline: train the same student on the same text by cross-entropy alone, and compare.
+        teacher: convert the teacher, and measure the student's files against it (`gguforge distill run`).
     """
 
     baseline: bool = True
+    teacher: bool = True
 
 
 @dataclass(frozen=True)
@@ -242,18 +242,20 @@ class Recipe:
     on_policy: OnPolicyPart | None = None
     blocks: BlocksPart | None = None
     report: ReportPart = field(default_factory=ReportPart)
+    generate: GeneratePart | None = None
+    collect: CollectPart | None = None
+    finish: FinishPart | None = None
+    output: OutputPart = field(default_factory=OutputPart)
+
+    @property
+    def stages(self) -> list[str]:
+        """The tables that change what is trained on or how, and that only `gguforge distill run` follows."""
+        return [name for name in ("generate", "collect", "finish") if getattr(self, name) is not None]
 
     @property
     def needs_teacher(self) -> bool:
         """Whether anything is learned from a teacher in memory."""
         return self.losses.needs_teacher or self.on_policy is not None
-
-    @property
-    def key(self) -> str:
-        """SHA-256 over everything that decides the weights of a seed's run: not where it runs, nor what is reported."""
-        decisive = {name: value for name, value in asdict(self).items() if name not in ("hardware", "report")}
-        del decisive["schedule"]["seeds"]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -268,55 +270,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"is no TOML: {error}", path=path) from None
+    from gguforge.distill.recipe_checks import check
+
     recipe: Recipe = read_table(Recipe, table, "", path)
-    _check(recipe, path)
+    check(recipe, path)
     return recipe
-
-
-POSITIVE = {
-    "data": ("context", "held_out_documents"),
-    "schedule": ("steps", "batch", "accumulate", "rate", "clip", "evaluate", "save"),
-    "losses": ("temperature", "relation_heads"),
-    "on_policy": ("prompt", "tokens", "temperature", "refresh"),
-    "blocks": ("refresh",),
-}
-BETWEEN_0_AND_1 = ("beta", "skew")
-
-
-def _check(recipe: Recipe, path: Path) -> None:
-    """What types alone do not say."""
-    for part, names in POSITIVE.items():
-        for name in names:
-            value = getattr(getattr(recipe, part), name, 1)
-            if not value > 0:
-                raise InputError(f"key '{part}.{name}'", path=path, expected="more than 0", found=value)
-    for name in BETWEEN_0_AND_1:
-        if not 0 < getattr(recipe.losses, name) < 1:
-            raise InputError(f"key 'losses.{name}'", path=path, expected="between 0 and 1")
-    if recipe.on_policy is not None and not 0 < recipe.on_policy.share <= 1:
-        raise InputError("key 'on_policy.share'", path=path, expected="more than 0, at most 1")
-    if not recipe.schedule.seeds:
-        raise InputError("key 'schedule.seeds'", path=path, expected="at least one")
-    if not recipe.losses.weights():
-        raise InputError("has no loss", path=path, remedy="Give at least one of [losses] a weight.")
-    if (recipe.data.targets is None) == (not recipe.data.text):
-        raise InputError("[data] needs either targets or text", path=path)
-    if recipe.losses.sampled_kl and recipe.data.targets is None:
-        raise InputError("losses.sampled_kl needs data.targets", path=path, remedy="Or use losses.forward_kl.")
-    _check_models(recipe, path)
-    if recipe.blocks is not None:
-        find_preset(recipe.blocks.preset)
-
-
-def _check_models(recipe: Recipe, path: Path) -> None:
-    student = recipe.student
-    cut = student.layers is not None or student.hidden_size is not None or student.intermediate_size is not None
-    if (student.checkpoint is not None) + (student.config is not None) + cut != 1:
-        raise InputError(
-            "[student] needs exactly one of: checkpoint; config; layers, hidden_size or intermediate_size", path=path
-        )
-    if (cut or recipe.needs_teacher) and recipe.teacher.checkpoint is None:
-        why = "cutting the student from it" if cut else "these losses"
-        raise InputError(f"teacher.checkpoint is needed for {why}", path=path)
-    if student.config is not None and student.tokenizer is None and recipe.teacher.checkpoint is None:
-        raise InputError("student.tokenizer is missing", path=path, remedy="Name the folder with its tokenizer.")

@@ -12,19 +12,23 @@ other documents, and the first one writes.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguforge.distill.footprint import Footprint, footprint
 from gguforge.distill.grid import Grid, placements, plan_blocks
+from gguforge.distill.identity import recipe_key
 from gguforge.distill.measure import Measured
-from gguforge.distill.processes import processes
+from gguforge.distill.processes import Group, processes
 from gguforge.distill.recipe import BlocksPart, Losses, Recipe
 from gguforge.distill.trainer import History, Trainer
 from gguforge.distill.workshop import Workshop
+from gguforge.quant.errors import InputError
 from gguforge.quant.files import replacing
 from gguforge.quant.imatrix import read_imatrix
 from gguforge.quant.quantize import Guide
@@ -74,6 +78,7 @@ def train_recipe(
     output: str | os.PathLike[str],
     tell: Tell = lambda name, step, losses: None,
     announce: Announce = lambda parameters, memory: None,
+    group: Group | None = None,
 ) -> Trained:
     """Train all that a recipe asks for, and write the results.
 
@@ -83,14 +88,18 @@ def train_recipe(
         tell: called after each step with the run's name, its step and its losses.
         announce: called before the first run with the student's parameters and the memory that a process will need;
             both are called in the first process alone.
+        group: the processes, where they were joined already.
 
     Raises:
         GGUForgeError: an input cannot be used, the recipe changed since the folder's checkpoints were written, or
             training diverged.
     """
+    if recipe.stages:
+        raise InputError(f"the recipe has [{recipe.stages[0]}]", remedy="Follow it with: gguforge distill run")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    with processes(recipe.hardware.device, recipe.hardware.threads) as group:
+    joined = processes(recipe.hardware.device, recipe.hardware.threads) if group is None else nullcontext(group)
+    with joined as group:
         shop = Workshop(recipe, output, group)
         runs: dict[str, Run] = {}
         unquantized = None
@@ -132,15 +141,14 @@ def _run(shop: Workshop, name: str, seed: int, losses: Losses, student: Any, shi
     start = shop.worth(student)
     trainer = Trainer(
         student,
-        shop.objective(losses),
-        shop.reading(seed),
+        *shop.lessons(student, losses, seed),
         recipe.schedule,
         group,
-        teacher=shop.teacher if losses.needs_teacher else None,
+        teacher=shop.teacher,
         grid=grid,
         bfloat16=recipe.hardware.precision == "bfloat16",
         folder=folder,
-        key=f"{recipe.key} {name}",
+        key=f"{recipe_key(recipe)} {name}",
         held_out=(lambda: shop.held_out_loss(student)) if start is not None else None,
     )
     trainer.resume()
@@ -178,7 +186,17 @@ def expected_memory(shop: Workshop, student: Any) -> Footprint:
         teacher_parameters=counts[1],
         on_blocks=recipe.blocks is not None,
         bfloat16=recipe.hardware.precision == "bfloat16",
+        written=_written(recipe),
     )
+
+
+def _written(recipe: Recipe) -> tuple[int, int]:
+    """How many texts the student writes at once, and of how many tokens at most, prompts included."""
+    part, schedule = recipe.on_policy, recipe.schedule
+    if part is None:
+        return 0, 0
+    steps = min(part.refresh, schedule.save)
+    return math.ceil(part.share * steps * schedule.accumulate) * schedule.batch, part.prompt + part.tokens
 
 
 def _write_report(trained: Trained, output: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from gguforge.distill.identity import recipe_key
 from gguforge.distill.recipe import Recipe, read_recipe
 from gguforge.quant.errors import InputError
 
@@ -66,6 +67,17 @@ def test_every_table_is_read(tmp_path: Path) -> None:
             scales_only = true
             [report]
             baseline = false
+            [generate]
+            prompts = "prompts.jsonl"
+            temperature = 0.8
+            [collect]
+            teachers = ["big.gguf", "http://host/v1#big"]
+            weights = [2, 1]
+            [finish]
+            steps = 20
+            [output]
+            name = "tiny"
+            types = ["q8_0", "Q4_K_M"]
             """,
         )
     )
@@ -78,6 +90,13 @@ def test_every_table_is_read(tmp_path: Path) -> None:
     assert recipe.blocks.scales_only
     assert recipe.schedule.seeds == (1, 2, 3)
     assert not recipe.report.baseline
+    assert recipe.generate is not None
+    assert recipe.generate.prompts == tmp_path / "prompts.jsonl"
+    assert recipe.collect is not None
+    assert recipe.collect.teachers == (str(tmp_path / "big.gguf"), "http://host/v1#big")
+    assert recipe.collect.weights == (2.0, 1.0)
+    assert recipe.stages == ["generate", "collect", "finish"]
+    assert recipe.output.types == ("q8_0", "Q4_K_M")
 
 
 @pytest.mark.parametrize(
@@ -114,12 +133,26 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, old: str, new: str, m
 
 
 def test_the_key_tells_what_decides_the_weights(tmp_path: Path) -> None:
-    one = read_recipe(write(tmp_path, SMALLEST))
-    assert (
-        read_recipe(write(tmp_path, SMALLEST + "[hardware]\nthreads = 1\n[report]\nbaseline = false\n")).key == one.key
-    )
-    assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nseeds = [5]\n")).key == one.key  # a run of its own
-    assert read_recipe(write(tmp_path, SMALLEST + "[schedule]\nrate = 0.1\n")).key != one.key
+    small = SMALLEST.replace('targets = "targets"', 'text = ["a.txt"]').replace("sampled_kl", "cross_entropy")
+    home, away = tmp_path / "home", tmp_path / "away"
+    for folder in (home, away):
+        (folder / "small").mkdir(parents=True)
+        (folder / "small" / "config.json").write_text("{}")
+        (folder / "a.txt").write_text("some text")
+
+    def key(more: str = "", folder: Path = home) -> str:
+        return recipe_key(read_recipe(write(folder, small + more)))
+
+    one = key()
+    assert key("[hardware]\nthreads = 1\n[report]\nbaseline = false\n[output]\nname = 'a'\n") == one
+    assert key("[schedule]\nseeds = [5]\n") == one  # a run of its own
+    assert key("[schedule]\nrate = 0.1\n") != one
+    assert key(folder=away) == one
+    (away / "a.txt").write_text("another text")
+    assert key(folder=away) != one
+    (away / "a.txt").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        key(folder=away)
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
