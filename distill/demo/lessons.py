@@ -32,6 +32,18 @@ ABOUT = (
     "{}",
     "and what is {}",
     "what about {}",
+    "can you explain {}",
+    "can you tell me about {}",
+    "give me a definition of {}",
+    "what do people mean by {}",
+    "I want to understand {}",
+    "I don't understand {}",
+    "how would you explain {}",
+    "what is {} in simple words",
+    "teach me about {}",
+    "I have never heard of {}",
+    "what can you say about {}",
+    "in a few words, what is {}",
 )
 """The usual words for asking what something is."""
 
@@ -45,6 +57,12 @@ COMPARE = (
     "is {} better than {}",
     "is {} the same as {}",
     "how does {} compare to {}",
+    "should I take {} or {}",
+    "{} compared with {}",
+    "compare {} and {}",
+    "which is better, {} or {}",
+    "what distinguishes {} from {}",
+    "are {} and {} the same",
 )
 """The usual words for comparing two things, in either order."""
 
