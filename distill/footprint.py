@@ -21,6 +21,7 @@ class Footprint:
         teacher: weights in memory.
         activations: what the backward pass needs of one batch.
         scores: the logits of one batch, and the losses' copies.
+        writing: keys and values and the last scores of what the student writes; freed before a batch is read.
     """
 
     weights: int
@@ -29,12 +30,13 @@ class Footprint:
     teacher: int
     activations: int
     scores: int
+    writing: int = 0
 
     @property
     def total(self) -> int:
         """All together, with the process itself."""
-        parts = self.weights, self.optimizer, self.blocks, self.teacher, self.activations, self.scores
-        return BASE + sum(parts)
+        parts = self.weights, self.optimizer, self.blocks, self.teacher
+        return BASE + sum(parts) + max(self.activations + self.scores, self.writing)
 
 
 def footprint(
@@ -45,6 +47,7 @@ def footprint(
     teacher_parameters: int = 0,
     on_blocks: bool = False,
     bfloat16: bool = False,
+    written: tuple[int, int] = (0, 0),
 ) -> Footprint:
     """Estimate the memory of one process.
 
@@ -55,6 +58,7 @@ def footprint(
         teacher_parameters: of a teacher in memory, 0 for none.
         on_blocks: whether the student is held on blocks.
         bfloat16: whether the forward pass is computed in bfloat16.
+        written: texts that the student writes at once, and tokens of each.
     """
     layers = _number(config, "num_hidden_layers", "n_layer", "n_layers")
     hidden = _number(config, "hidden_size", "n_embd", "dim")
@@ -65,6 +69,10 @@ def footprint(
     size = 2 if bfloat16 else FLOAT
     kept = layers * (12 * hidden + 4 * ffn) * size
     copies = 5 if teacher_parameters else 3  # scores, their logarithms and gradient; the teacher's two
+    heads = _number(config, "num_attention_heads", "n_head", "n_heads")
+    head = _number(config, "head_dim") or hidden // max(1, heads)
+    cache = layers * 2 * head * (_number(config, "num_key_value_heads") or heads) * size
+    texts, length = written
     return Footprint(
         weights=parameters * FLOAT,
         optimizer=3 * parameters * FLOAT,
@@ -72,6 +80,7 @@ def footprint(
         teacher=teacher_parameters * FLOAT,
         activations=tokens * kept,
         scores=tokens * vocabulary * FLOAT * copies,
+        writing=texts * (2 * length * cache + 3 * vocabulary * FLOAT),  # a cache that grows is copied
     )
 
 

@@ -123,6 +123,10 @@ class Tokenizer:
             raise InputError("the model has no chat template", remedy="Use a teacher that was trained to chat.")
         return self._prompter.whole([Message(m["role"], m["content"]) for m in messages])
 
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text or a turn."""
+        return frozenset(token for token in range(self.size) if self._vocabulary.ends(token))
+
     def names(self) -> list[str]:
         """What the vocabulary calls each token."""
         return [self._vocabulary.text(token) for token in range(self.size)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguforge.distill.batches import Batch, Reading
 from gguforge.distill.grid import Grid
-from gguforge.distill.objective import Objective, run
+from gguforge.distill.objective import Objective
 from gguforge.distill.processes import Group
 from gguforge.distill.recipe import Schedule
 from gguforge.quant.errors import DataError, InputError
@@ -24,6 +24,8 @@ from gguforge.quant.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gguforge.distill.on_policy import OwnReading
 
 STATE = "state.pt"
 BEST = "best.pt"
@@ -93,7 +95,7 @@ class Trainer:
         self,
         student: Any,
         objective: Objective,
-        reading: Reading,
+        reading: Reading | OwnReading,
         schedule: Schedule,
         group: Group,
         *,
@@ -168,13 +170,12 @@ class Trainer:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         import torch
 
-        wanted = self.objective.wants_states, self.objective.wants_attention
         with self._precision():
             teacher = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    teacher = run(self.teacher, batch, *wanted)
-            return self.objective(batch, run(self.student, batch, *wanted), teacher)
+                    teacher = self.objective.read(self.teacher, batch, teacher=True)
+            return self.objective(batch, self.objective.read(self.student, batch), teacher)
 
     def _precision(self) -> Any:
         import torch

@@ -14,6 +14,7 @@ from gguforge.distill import students
 from gguforge.distill.batches import Reading, make_batch, read_documents
 from gguforge.distill.measure import Measured, measured
 from gguforge.distill.objective import Objective
+from gguforge.distill.on_policy import OnPolicyObjective, OwnReading, Voice
 from gguforge.distill.processes import Group
 from gguforge.distill.recipe import Losses, Recipe, StudentPart
 from gguforge.distill.shards import Document
@@ -58,6 +59,7 @@ class Workshop:
             if targets is not None:
                 _check_targets(targets, tokenizer, self.home)
             self.material = targets if targets is not None else read_documents(data.text, tokenizer, data.context)
+            self.voice = Voice(tokenizer.identity.tokens, tokenizer.ends()) if self.recipe.on_policy else None
             self.held_out = (
                 read_documents(data.held_out, tokenizer, data.context, data.held_out_documents) if data.held_out else []
             )
@@ -67,7 +69,7 @@ class Workshop:
 
     def _teacher(self) -> Any:
         folder = self.recipe.teacher.checkpoint
-        if folder is None or not (self.recipe.losses.needs_teacher or self.held_out):
+        if folder is None or not (self.recipe.needs_teacher or self.held_out):
             return None
         return students.open_model(folder).to(self.group.device).eval().requires_grad_(False)
 
@@ -99,6 +101,18 @@ class Workshop:
     def objective(self, losses: Losses) -> Objective:
         """What a run is trained by."""
         return Objective(losses, self.temperature)
+
+    def lessons(self, student: Any, losses: Losses, seed: int) -> tuple[Objective, Reading | OwnReading]:
+        """What a run is trained by and what it reads; the baseline reads nothing of its own."""
+        objective, reading, part = self.objective(losses), self.reading(seed), self.recipe.on_policy
+        if part is None or losses is not self.recipe.losses:
+            return objective, reading
+        assert self.voice is not None
+        half = self.recipe.hardware.precision == "bfloat16"
+        own = OwnReading(
+            reading, part, student, self.voice.beside(student, self.teacher), self.recipe.schedule.save, half
+        )
+        return OnPolicyObjective(losses, self.temperature, part), own
 
     def baseline(self) -> Losses | None:
         """What the same student learns by without a teacher; None where that is what the recipe does."""
