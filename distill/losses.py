@@ -116,6 +116,17 @@ def hidden_cosine(states: Tensor, teacher: Tensor) -> Tensor:
     return (1 - (states * teacher).sum(-1) / lengths).mean()
 
 
+def embedding_relation(embeddings: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two models' similarities of a batch's texts, each with each; widths may differ.
+
+    Args:
+        embeddings, teacher: shape (batch, width), of length 1; at least two.
+    """
+    ours, theirs = embeddings @ embeddings.T, teacher @ teacher.T
+    count = len(ours)
+    return (ours - theirs).square().sum() / (count * (count - 1))  # the diagonals are equal
+
+
 def relation_kl(states: Tensor, teacher: Tensor, heads: int, visible: Tensor) -> Tensor:
     """Forward KL between how two models relate the positions of a text to each other (MiniLMv2: arXiv:2012.15828).
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguforge.distill import losses
 from gguforge.distill.batches import Batch
+from gguforge.distill.encoders.pooling import Pooling, pooled
 from gguforge.distill.recipe import Losses
 from gguforge.quant.errors import InputError
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OF_STATES = ("hidden_mse", "hidden_cosine", "relation")
+OF_ATTENTION = "attention_relation"
+OF_EMBEDDINGS = ("embedding_cosine", "embedding_relation")
+FEW = 0.5  # share of a batch's positions below which the head is applied to those that count alone
 PROJECTIONS = re.compile(r".*\.(q_proj|k_proj|v_proj|query|key|value|q_lin|k_lin|v_lin|c_attn)")
 """Modules whose outputs are queries, keys, values, or (c_attn) all three side by side."""
 
@@ -36,40 +40,82 @@ class Output:
     attention: tuple[Tensor, ...] | None = None
 
 
-def run(model: Any, batch: Batch, states: bool = False, attention: bool = False) -> Output:
+def run(
+    model: Any, batch: Batch, states: bool = False, attention: bool = False, *, scores: bool = True, layer: int = 0
+) -> Output:
     """Read a batch from an empty context.
 
+    Args:
+        states, attention, scores: what is wanted; without scores the model's head is left out.
+        layer: whose attention, counted from 1; 0 for the last.
+
     Raises:
-        InputError: the attention is asked for, and the model has no queries, keys and values known here.
+        InputError: the attention is asked for, and the model has no queries, keys and values known here, or not so
+            many layers.
     """
     mask = None if bool(batch.attention.all()) else batch.attention.long()
-    with _listening(model if attention else None) as heard:
-        out = model(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=states)
+    with _listening(model if attention else None, layer) as heard, _selecting(model, batch) as selected:
+        body = model if scores else _body(model)
+        out = body(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=states)
     logits = getattr(out, "logits", None)
-    scores = None if logits is None else logits.flatten(0, 1)[batch.places]
-    return Output(scores, out.hidden_states[-1] if states else None, tuple(heard) or None)
+    found = None if logits is None else logits.flatten(0, 1)
+    if found is not None and not selected:
+        found = found[batch.places]
+    return Output(found, out.hidden_states[-1] if states else None, tuple(heard) or None)
+
+
+def _body(model: Any) -> Any:
+    """A model of transformers without its head."""
+    return getattr(model, "base_model", model)
 
 
 @contextmanager
-def _listening(model: Any) -> Iterator[list[Tensor]]:
-    """Within the block, what the last layer's projections give is collected; nothing without a model."""
+def _selecting(model: Any, batch: Batch) -> Iterator[bool]:
+    """Within the block, the head sees the states at the batch's places alone, where those are few: whether it does."""
+    body = _body(model)
+
+    def select(module: Any, given: Any, out: Any) -> Any:
+        out["last_hidden_state"] = out["last_hidden_state"].flatten(0, 1)[batch.places][None]
+        return out
+
+    if body is model or len(batch.places) >= FEW * batch.input_ids.numel():
+        yield False
+        return
+    hook = body.register_forward_hook(select)
+    try:
+        yield True
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _listening(model: Any, layer: int) -> Iterator[list[Tensor]]:
+    """Within the block, what a layer's projections give is collected; nothing without a model."""
     heard: list[Tensor] = []
-    hooks = []
-    if model is not None:
-        found = [(name, module) for name, module in model.named_modules() if PROJECTIONS.fullmatch(name)]
-        if not found:
-            raise InputError("losses.attention_relation: the model's queries, keys and values were not found")
-        last = found[-1:] if found[-1][0].endswith("c_attn") else found[-3:]
+    listened = [] if model is None else _projections(model, layer)
 
-        def hear(module: Any, given: Any, out: Tensor) -> None:
-            heard.extend(out.chunk(3, dim=-1) if len(last) == 1 else [out])
+    def hear(module: Any, given: Any, out: Tensor) -> None:
+        heard.extend(out.chunk(3, dim=-1) if len(listened) == 1 else [out])
 
-        hooks = [module.register_forward_hook(hear) for _, module in last]
+    hooks = [module.register_forward_hook(hear) for module in listened]
     try:
         yield heard
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _projections(model: Any, layer: int) -> list[Any]:
+    """The modules whose outputs are a layer's queries, keys and values."""
+    found = [(name, module) for name, module in model.named_modules() if PROJECTIONS.fullmatch(name)]
+    if not found:
+        raise InputError("losses.attention_relation: the model's queries, keys and values were not found")
+    each = 1 if found[0][0].endswith("c_attn") else 3
+    count = len(found) // each
+    if layer > count:
+        raise InputError("losses.teacher_layer", expected=f"at most the teacher's {count}", found=layer)
+    first = ((layer or count) - 1) * each
+    return [module for _, module in found[first : first + each]]
 
 
 class Objective:
@@ -79,21 +125,26 @@ class Objective:
         part: which, and how much of each.
         temperature: of the stored targets.
         causal: whether positions see only those before them.
+        pooling: how states become a text's embedding.
     """
 
-    def __init__(self, part: Losses, temperature: float = 1.0, causal: bool = True) -> None:
-        self.part, self.temperature, self.causal = part, temperature, causal
+    def __init__(
+        self, part: Losses, temperature: float = 1.0, causal: bool = True, pooling: Pooling = Pooling.MEAN
+    ) -> None:
+        self.part, self.temperature, self.causal, self.pooling = part, temperature, causal, pooling
         self.weights = part.weights()
+        self.of_scores = self.weights.keys() - {*OF_STATES, *OF_EMBEDDINGS, OF_ATTENTION}
 
-    @property
-    def wants_states(self) -> bool:
-        """Whether the models' states are needed."""
-        return any(name in OF_STATES for name in self.weights)
+    def read(self, model: Any, batch: Batch, *, teacher: bool = False) -> Output:
+        """What the losses need of a model; of a teacher the recipe may name the layer."""
+        states = any(name in OF_STATES + OF_EMBEDDINGS for name in self.weights)
+        layer = self.part.teacher_layer if teacher else 0
+        attention = OF_ATTENTION in self.weights
+        return run(model, batch, states, attention, scores=bool(self.of_scores), layer=layer)
 
-    @property
-    def wants_attention(self) -> bool:
-        """Whether the models' queries, keys and values are needed."""
-        return "attention_relation" in self.weights
+    def wants_teacher(self, batch: Batch) -> bool:
+        """Whether the teacher has to read a batch."""
+        return self.part.needs_teacher
 
     def __call__(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Tensor]:
         """Every loss that counts, not weighted yet.
@@ -109,7 +160,7 @@ class Objective:
         return sum(terms[1:], terms[0])
 
     def _loss(self, name: str, batch: Batch, student: Output, teacher: Output | None) -> Tensor:
-        if name == "attention_relation":
+        if name == OF_ATTENTION:
             assert student.attention is not None
             assert teacher is not None
             assert teacher.attention is not None
@@ -118,6 +169,9 @@ class Objective:
         if name in OF_STATES:
             assert teacher is not None
             return self._of_states(name, batch, student.states, teacher.states)
+        if name in OF_EMBEDDINGS:
+            assert teacher is not None
+            return self._of_embeddings(name, batch, student.states, teacher.states)
         if student.scores is None:
             raise InputError(f"losses.{name} needs a student with a language model's head")
         if name == "cross_entropy":
@@ -141,13 +195,16 @@ class Objective:
     def _of_states(self, name: str, batch: Batch, student: Any, teacher: Any) -> Tensor:
         if name == "relation":
             return self._relation(batch, student, teacher)
-        if student.shape[-1] != teacher.shape[-1]:
-            raise InputError(
-                f"losses.{name} needs models of one width", expected=teacher.shape[-1], found=student.shape[-1],
-                remedy="Use losses.relation, which does not.",
-            )  # fmt: skip
+        _one_width(name, "relation", student, teacher)
         loss = losses.hidden_mse if name == "hidden_mse" else losses.hidden_cosine
         return loss(student[batch.attention].float(), teacher[batch.attention].float())
+
+    def _of_embeddings(self, name: str, batch: Batch, student: Any, teacher: Any) -> Tensor:
+        ours, theirs = (pooled(states.float(), batch.attention, self.pooling) for states in (student, teacher))
+        if name == "embedding_relation":
+            return losses.embedding_relation(ours, theirs)
+        _one_width(name, "embedding_relation", student, teacher)
+        return losses.hidden_cosine(ours, theirs)
 
     def _relation(self, batch: Batch, student: Any, teacher: Any) -> Tensor:
         heads = self.part.relation_heads
@@ -162,6 +219,14 @@ class Objective:
             visible = visible & visible.new_ones(length, length).tril()
         visible = visible | visible.new_ones(length).diag().bool()  # padding sees itself alone
         return losses.relation_kl(student, teacher, heads, visible)
+
+
+def _one_width(name: str, other: str, student: Tensor, teacher: Tensor) -> None:
+    if student.shape[-1] != teacher.shape[-1]:
+        raise InputError(
+            f"losses.{name} needs models of one width", expected=teacher.shape[-1], found=student.shape[-1],
+            remedy=f"Use losses.{other}, which does not.",
+        )  # fmt: skip
 
 
 def same_vocabulary(student: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:

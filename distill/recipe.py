@@ -95,6 +95,9 @@ class Losses:
         hidden_mse, hidden_cosine: of the last layers' states; both models have one width.
         relation: of how the last layers' states relate positions to each other.
         attention_relation: the same of the last layers' queries, keys and values, each by itself.
+        embedding_cosine: of each text's embedding to the teacher's; both models have one width.
+        embedding_relation: of how alike the embeddings of a batch's texts are to each other; any widths.
+        teacher_layer: whose queries, keys and values are the teacher's, counted from 1; 0 for the last.
         temperature: of the losses with a teacher in memory; stored targets have their own.
         beta, skew: of jensen_shannon; of both skew losses.
         relation_heads: slices of the states that relations are made of.
@@ -111,6 +114,9 @@ class Losses:
     hidden_cosine: float = 0.0
     relation: float = 0.0
     attention_relation: float = 0.0
+    embedding_cosine: float = 0.0
+    embedding_relation: float = 0.0
+    teacher_layer: int = 0
     temperature: float = 1.0
     beta: float = 0.5
     skew: float = 0.1
@@ -118,7 +124,7 @@ class Losses:
 
     def weights(self) -> dict[str, float]:
         """The losses that count, with their weights."""
-        settings = ("temperature", "beta", "skew", "relation_heads")
+        settings = ("teacher_layer", "temperature", "beta", "skew", "relation_heads")
         return {name: value for name, value in asdict(self).items() if name not in settings and value}
 
     @property

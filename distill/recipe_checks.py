@@ -34,6 +34,10 @@ def check(recipe: Recipe, path: Path) -> None:
     for name in BETWEEN_0_AND_1:
         if not 0 < getattr(recipe.losses, name) < 1:
             raise InputError(f"key 'losses.{name}'", path=path, expected="between 0 and 1")
+    if recipe.losses.teacher_layer < 0:
+        raise InputError(
+            "key 'losses.teacher_layer'", path=path, expected="0 or more", found=recipe.losses.teacher_layer
+        )
     if recipe.on_policy is not None and not 0 < recipe.on_policy.share <= 1:
         raise InputError("key 'on_policy.share'", path=path, expected="more than 0, at most 1")
     if not recipe.schedule.seeds:

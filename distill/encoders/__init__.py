@@ -1,0 +1,1 @@
+"""Students that read a whole text at once: masked words, attention relations, sentence embeddings."""
