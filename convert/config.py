@@ -18,7 +18,7 @@ from gguforge.quant.errors import CheckpointError
 HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _name_or_path add_cross_attention architectures attention_dropout
-    attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cls_token_id
+    attn_implementation attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cls_token_id
     cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
     embd_pdrop encoder_no_repeat_ngram_size eos_token_id eot_token_id exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range
@@ -37,6 +37,8 @@ EXPECTED: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True, False),
     "partial_rotary_factor": (1,),
     "rope_interleaved": (False,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "scale_attn_weights": (True,),
     "use_mrope": (False,),
     "use_sliding_window": (False,),
 }
@@ -63,14 +65,21 @@ class Config:
         path: where it lies, for messages.
         defaults: what the architecture assumes for a field that is absent; a function of the values where it depends
             on others, and then it also stands in for null.
+        aliases: what this config calls a field, by the name that most others use.
     """
 
     values: Json
     path: Path
     defaults: Mapping[str, object | Callable[[Config], object]] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def called(self, name: str) -> str:
+        """What the config calls a field."""
+        return name if name in self.values else self.aliases.get(name, name)
 
     def get(self, name: str) -> Any:
         """A field's value or its default; None if neither is there."""
+        name = self.called(name)
         default = self.defaults.get(name)
         value = self.values.get(name, None if callable(default) else default)
         return default(self) if value is None and callable(default) else value
@@ -106,7 +115,9 @@ class Config:
     def wrong(self, name: str, expected: str, found: object) -> CheckpointError:
         """The error for a field whose value cannot be used."""
         shown = "nothing" if found is None else repr(found)[:60]
-        return CheckpointError(f"field {name!r} cannot be used", path=self.path, expected=expected, found=shown)
+        return CheckpointError(
+            f"field {self.called(name)!r} cannot be used", path=self.path, expected=expected, found=shown
+        )
 
     @property
     def head_dim(self) -> int:

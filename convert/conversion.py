@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from gguforge.convert.architectures import find_architecture
-from gguforge.convert.architectures.base import UNDERSTOOD, Architecture, Row, check, dimensions, hyperparameters
+from gguforge.convert.architectures.base import UNDERSTOOD, Architecture, Row, Sizes, check, hyperparameters
 from gguforge.convert.checkpoint import Checkpoint, inside, read_checkpoint
 from gguforge.convert.config import Config, unreported
 from gguforge.convert.json_file import read_object
 from gguforge.convert.metadata import general_metadata
 from gguforge.convert.names import file_name
-from gguforge.convert.operations import CAST_DTYPES, CastToFloat, PermuteHeads
+from gguforge.convert.operations import CAST_DTYPES, CastToFloat, PermuteHeads, SkipRows, Transpose
 from gguforge.convert.safetensors import StoredTensor
 from gguforge.convert.vocabularies import tokenizer_metadata
 from gguforge.quant.constants import GGML_QUANT_VERSION, GGMLQuantizationType
 from gguforge.quant.errors import CheckpointError
-from gguforge.quant.metadata import Value, boolean, string, uint32
+from gguforge.quant.metadata import Value, string, uint32
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.presets import find_preset
 from gguforge.quant.quantize import retype
+from gguforge.quant.roles import KEPT_NAMES
 from gguforge.quant.rule_tables import RuleTable
 from gguforge.quant.rules import Overrides
 from gguforge.quant.sources import FileSource, Source
@@ -40,10 +41,12 @@ log = logging.getLogger("gguforge.convert")
 FLOAT_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 """The unquantized output types with their `general.file_type`."""
 
-DROPPED = {
+UNUSED_ENDINGS = {
     ".rotary_emb.inv_freq": "llama.cpp computes the rotary frequencies",
     ".attention.masked_bias": "a constant of old PyTorch code",
     ".attention.bias": "the causal mask, not a weight",
+    ".attn.masked_bias": "a constant of old PyTorch code",
+    ".attn.bias": "the causal mask, not a weight",
 }
 """Endings of stored tensors that are left out on purpose, with the reason."""
 
@@ -77,9 +80,10 @@ def plan(
     folder = read_checkpoint(Path(checkpoint))
     config_path = folder.folder / "config.json"
     architecture = find_architecture(folder.config, config_path)
-    config = Config(folder.config, config_path, architecture.defaults)
+    config = Config(folder.config, config_path, architecture.defaults, architecture.aliases)
     check(architecture, config)
-    for line in unreported(config, UNDERSTOOD | architecture.understood, architecture.rope_types):
+    understood = UNDERSTOOD | architecture.understood | set(architecture.aliases.values())
+    for line in unreported(config, understood, architecture.rope_types):
         warn(line)
     as_is = preset is None or preset.name in FLOAT_TYPES
     float_type = GGMLQuantizationType[preset.name if preset is not None and as_is else _stored_type(folder)]
@@ -104,7 +108,7 @@ def plan_vocabulary(checkpoint: str | os.PathLike[str], *, warn: Warn = log.warn
         raise CheckpointError("config.json is missing", path=path, remedy="A tokenizer's folder needs one as well.")
     folder = Checkpoint(path, read_object(inside(path, config_path.name)), {})
     architecture = find_architecture(folder.config, config_path)
-    config = Config(folder.config, config_path, architecture.defaults)
+    config = Config(folder.config, config_path, architecture.defaults, architecture.aliases)
     return Plan(_metadata(architecture, config, folder, (), GGMLQuantizationType.F16, None, None, warn), ())
 
 
@@ -171,58 +175,58 @@ def _metadata(
     parameters = sum(tensor.elements for tensor in tensors)
     pairs = {"general.architecture": string(architecture.name)}
     pairs |= general_metadata(checkpoint, parameters, model_name, warn)
-    pairs |= hyperparameters(architecture, config, FLOAT_TYPES[float_type.name])
+    pairs |= hyperparameters(architecture, config, checkpoint, FLOAT_TYPES[float_type.name])
     pairs["general.quantization_version"] = uint32(GGML_QUANT_VERSION)
-    prefix = checkpoint.object("tokenizer_config.json").get("add_prefix_space")
-    if architecture.name == "llama" and isinstance(prefix, bool):
-        pairs["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
+    pairs |= architecture.before_tokenizer(config, checkpoint)
     pairs |= tokenizer_metadata(checkpoint, vocab_size, architecture.vocabularies, pre, warn)
-    if architecture.name == "llama" and vocab_size == 32016:  # Code Llama has an end-of-turn token of its own
-        pairs["tokenizer.ggml.eot_token_id"] = uint32(32010)
-    if architecture.name == "llama" and vocab_size == 49152:  # Granite's small models ask for a bos they never saw
-        pairs["tokenizer.ggml.add_bos_token"] = boolean(False)
-    return pairs
+    return pairs | architecture.after_tokenizer(config, checkpoint)
 
 
 def _tensors(
     architecture: Architecture, config: Config, checkpoint: Checkpoint, float_type: GGMLQuantizationType, warn: Warn
 ) -> tuple[TensorPlan, ...]:
     """Generated tensors, then the stored ones in the checkpoint's order; every one accounted for."""
-    sizes = dimensions(config)
-    expected = _expected(architecture, config, checkpoint, sizes["layers"], warn)
+    sizes = architecture.sizes(config)
+    stored = list(_used(architecture, checkpoint))
+    expected = _expected(architecture, config, {name for name, _ in stored}, sizes["layers"], warn)
     tensors = [TensorPlan(name, source.shape, source.type, source, "generated from config.json")
                for name, source in architecture.generated(config).items()]  # fmt: skip
-    for stored in checkpoint.tensors.values():
-        reason = next((reason for ending, reason in DROPPED.items() if stored.name.endswith(ending)), None)
-        if reason is not None:
-            log.info("%s is left out: %s", stored.name, reason)
-            continue
-        if stored.name not in expected:
+    for name, tensor in stored:
+        if name not in expected:
             sides = {
-                "found": f"shape {list(stored.shape)}",
+                "found": f"shape {list(tensor.shape)}",
                 "remedy": "The checkpoint is no plain " + architecture.classes[0] + ".",
             }
             raise CheckpointError(
-                f"tensor has no place in {architecture.name}", path=stored.path, tensor=stored.name, **sides
+                f"tensor has no place in {architecture.name}", path=tensor.path, tensor=tensor.name, **sides
             )
-        name, row = expected.pop(stored.name)
-        shape = tuple(sizes[dimension] for dimension in row.shape.split())
-        if stored.shape != shape:
-            sides = {"expected": f"{list(shape)} from config.json", "found": str(list(stored.shape))}
-            raise CheckpointError("shape does not fit config.json", path=stored.path, tensor=stored.name, **sides)
-        base = _source(stored)
-        source = PermuteHeads(base, sizes[row.heads]) if row.heads else base
-        tensors.append(_planned(name, source, float_type))
+        output, row = expected.pop(name)
+        tensors.append(_planned(output, _source(tensor, row, sizes), float_type))
     for name in expected:
         remedy = "Download the checkpoint again, or correct config.json."
         raise CheckpointError("tensor is missing", path=checkpoint.folder, tensor=name, remedy=remedy)
     return tuple(tensors)
 
 
+def _used(architecture: Architecture, checkpoint: Checkpoint) -> Iterator[tuple[str, StoredTensor]]:
+    """The stored tensors by the names that the table has for them, without those that no graph has a use for."""
+    for tensor in checkpoint.tensors.values():
+        name = tensor.name.removeprefix(architecture.prefix)
+        for old, new in architecture.endings.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        reasons = [reason for ending, reason in UNUSED_ENDINGS.items() if name.endswith(ending)]
+        reasons += [reason for beginning, reason in architecture.unused.items() if name.startswith(beginning)]
+        if reasons:
+            log.info("%s is left out: %s", tensor.name, reasons[0])
+        else:
+            yield name, tensor
+
+
 def _expected(
-    architecture: Architecture, config: Config, checkpoint: Checkpoint, count: int, warn: Warn
+    architecture: Architecture, config: Config, stored: Collection[str], count: int, warn: Warn
 ) -> dict[str, tuple[str, Row]]:
-    """GGUF name and row by stored name, for every tensor that this checkpoint must have."""
+    """GGUF name and row by the table's name, for every tensor that a checkpoint with these tensors must have."""
     expected: dict[str, tuple[str, Row]] = {}
     for row in architecture.tensors:
         wanted = not row.when or (
@@ -230,7 +234,7 @@ def _expected(
         )
         layers = range(count) if "{i}" in row.source else range(1)
         names = [(row.source.format(i=i), row.name.format(i=i)) for i in layers]
-        if not wanted and any(source in checkpoint.tensors for source, _ in names):
+        if not wanted and any(source in stored for source, _ in names):
             if row.when == "untied":
                 warn(f"config.json ties the embeddings, yet {row.source} is stored: it is used as the output matrix")
             else:
@@ -241,7 +245,25 @@ def _expected(
     return expected
 
 
-def _source(stored: StoredTensor) -> FileSource | CastToFloat:
+def _source(stored: StoredTensor, row: Row, sizes: Sizes) -> Source:
+    """Where a tensor of the table comes from.
+
+    Raises:
+        CheckpointError: its shape does not fit config.json, or its type cannot be converted.
+    """
+    shape = tuple(sizes[size] for size in row.shape.split())
+    if stored.shape != shape:
+        sides = {"expected": f"{list(shape)} from config.json", "found": str(list(stored.shape))}
+        raise CheckpointError("shape does not fit config.json", path=stored.path, tensor=stored.name, **sides)
+    base = _stored_source(stored)
+    if row.heads:
+        return PermuteHeads(base, sizes[row.heads])
+    if row.skip and sizes[row.skip]:
+        return SkipRows(base, sizes[row.skip])
+    return Transpose(base) if row.transposed else base
+
+
+def _stored_source(stored: StoredTensor) -> FileSource | CastToFloat:
     if stored.dtype in ("F32", "F16", "BF16"):
         return FileSource(stored.path, stored.offset, stored.shape, GGMLQuantizationType[stored.dtype])
     if stored.dtype in CAST_DTYPES:
@@ -257,7 +279,9 @@ def _source(stored: StoredTensor) -> FileSource | CastToFloat:
 
 
 def _planned(name: str, source: Source, float_type: GGMLQuantizationType) -> TensorPlan:
-    """A tensor with its type: vectors and norms stay F32, which all of llama.cpp's graphs ask for."""
+    """A tensor with its type: vectors, norms and tables of positions stay F32, which llama.cpp's graphs ask for."""
     if len(source.shape) == 1 or name.endswith("_norm.weight"):
         return TensorPlan(name, source.shape, GGMLQuantizationType.F32, source, "vectors stay F32")
+    if name in KEPT_NAMES:
+        return TensorPlan(name, source.shape, GGMLQuantizationType.F32, source, "positions and token types stay F32")
     return TensorPlan(name, source.shape, float_type, source, "the type that was asked for")

@@ -19,6 +19,8 @@ CAST_DTYPES = {
 }  # fmt: skip
 """NumPy dtypes of the stored element types that GGUF weights cannot have; they are read as float32."""
 
+WINDOW = 1 << 22  # bytes of a stored matrix that are mapped at once to gather columns
+
 
 @dataclass(frozen=True)
 class CastToFloat(Source):
@@ -44,19 +46,10 @@ class CastToFloat(Source):
 
 
 @dataclass(frozen=True)
-class PermuteHeads(Source):
-    """Query or key rows in the order of llama.cpp's interleaved rope, from Hugging Face's half-split one.
-
-    Hugging Face rotates element i of a head with element i + d/2; llama.cpp's `llama` graph rotates 2i with 2i + 1.
-    Output row 2j + k of a head is therefore stored row k*d/2 + j. A bias has one element where a weight has a row.
-
-    Args:
-        base: the stored tensor, shape (heads * d, ...) .
-        heads: number of heads.
-    """
+class Rearranged(Source):
+    """A stored tensor whose elements come in another order."""
 
     base: FileSource | CastToFloat
-    heads: int
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -69,6 +62,21 @@ class PermuteHeads(Source):
     @property
     def paths(self) -> tuple[str, ...]:
         return self.base.paths
+
+
+@dataclass(frozen=True)
+class PermuteHeads(Rearranged):
+    """Query or key rows in the order of llama.cpp's interleaved rope, from Hugging Face's half-split one.
+
+    Hugging Face rotates element i of a head with element i + d/2; llama.cpp's `llama` graph rotates 2i with 2i + 1.
+    Output row 2j + k of a head is therefore stored row k*d/2 + j. A bias has one element where a weight has a row.
+
+    Args:
+        base: the stored tensor, shape (heads * d, ...).
+        heads: number of heads.
+    """
+
+    heads: int
 
     def raw_rows(self, start: int, stop: int) -> Bytes:
         if len(self.shape) == 1:  # one row that holds the whole bias
@@ -90,3 +98,43 @@ class PermuteHeads(Source):
         row = np.arange(start, stop)
         head, within = row // d, row % d
         return head * d + within % 2 * (d // 2) + within // 2
+
+
+@dataclass(frozen=True)
+class Transpose(Rearranged):
+    """A matrix stored with its columns as rows, as GPT-2's `Conv1D` layers are.
+
+    Output rows are stored columns, so every stored row is visited for them, in windows that are let go one by one:
+    memory stays flat, and the file is read as often as there are slabs of output rows.
+
+    Args:
+        base: the stored tensor, shape (columns, rows).
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.base.shape[::-1]
+
+    def raw_rows(self, start: int, stop: int) -> Bytes:
+        columns, rows = self.base.shape
+        dtype = np.dtype(f"u{self.row_bytes // columns}")
+        found = np.empty((stop - start, columns), dtype)
+        step = max(1, WINDOW // (rows * dtype.itemsize))
+        for first in range(0, columns, step):
+            window = self.base.raw_rows(first, min(first + step, columns)).view(dtype)
+            found[:, first : first + step] = window[:, start:stop].T
+        return found.view(np.uint8)
+
+
+@dataclass(frozen=True)
+class SkipRows(Rearranged):
+    """A stored tensor without its first `count` rows, such as a position table that begins with unused positions."""
+
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.base.shape[0] - self.count, *self.base.shape[1:])
+
+    def raw_rows(self, start: int, stop: int) -> Bytes:
+        return self.base.raw_rows(start + self.count, stop + self.count)

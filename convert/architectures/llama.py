@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from gguforge.convert.architectures.base import Architecture, Row, decoder_rows
+from gguforge.convert.architectures.base import Architecture, Row
+from gguforge.convert.architectures.rotary import decoder_rows, rotary_parameters, rotary_sizes
+from gguforge.convert.checkpoint import Checkpoint
 from gguforge.convert.config import Config
-from gguforge.quant.metadata import Value, uint32
+from gguforge.quant.metadata import Value, boolean, uint32
 from gguforge.quant.sources import ArraySource, Floats
 
 
-def vocabulary_and_rotation(config: Config) -> dict[str, Value]:
+def vocabulary_and_rotation(config: Config, checkpoint: Checkpoint) -> dict[str, Value]:
     """The two fields that llama.cpp's converter writes for this graph alone."""
     return {"vocab_size": uint32(config.count("vocab_size")), "rope.dimension_count": uint32(config.head_dim)}
+
+
+def space_prefix(config: Config, checkpoint: Checkpoint) -> dict[str, Value]:
+    """Whether a text begins with a space, where tokenizer_config.json says so."""
+    prefix = checkpoint.object("tokenizer_config.json").get("add_prefix_space")
+    return {"tokenizer.ggml.add_space_prefix": boolean(prefix)} if isinstance(prefix, bool) else {}
+
+
+def special_cases(config: Config, checkpoint: Checkpoint) -> dict[str, Value]:
+    """Two families known by the size of their vocabulary alone."""
+    match config.count("vocab_size"):
+        case 32016:  # Code Llama has an end-of-turn token of its own
+            return {"tokenizer.ggml.eot_token_id": uint32(32010)}
+        case 49152:  # Granite's small models ask for a bos they never saw
+            return {"tokenizer.ggml.add_bos_token": boolean(False)}
+        case _:
+            return {}
 
 
 def llama3_factors(config: Config) -> dict[str, ArraySource]:
@@ -69,7 +88,11 @@ LLAMA = Architecture(
         "head_dim": lambda config: config.count("hidden_size") // config.count("num_attention_heads"),
     },
     vocabularies=("sentencepiece", "byte_fallback", "byte_level"),
+    sizes=rotary_sizes,
+    parameters=rotary_parameters,
     metadata=vocabulary_and_rotation,
+    before_tokenizer=space_prefix,
+    after_tokenizer=special_cases,
     generated=llama3_factors,
     rope_types=("default", "linear", "yarn", "llama3"),
 )
@@ -87,7 +110,11 @@ MISTRAL = Architecture(
         "sliding_window": 4096,
     },
     vocabularies=LLAMA.vocabularies,
+    sizes=rotary_sizes,
+    parameters=rotary_parameters,
     metadata=vocabulary_and_rotation,
+    before_tokenizer=space_prefix,
+    after_tokenizer=special_cases,
     generated=llama3_factors,
     rope_types=LLAMA.rope_types,
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gguforge.convert.architectures.base import Architecture, Row, decoder_rows
+from gguforge.convert.architectures.base import Architecture, Row
+from gguforge.convert.architectures.rotary import decoder_rows, rotary_parameters, rotary_sizes
 
 DEFAULTS = {
     "hidden_act": "silu",
@@ -25,6 +26,8 @@ QWEN2 = Architecture(
     ),
     defaults=DEFAULTS,
     vocabularies=("sentencepiece", "byte_level"),
+    sizes=rotary_sizes,
+    parameters=rotary_parameters,
 )
 
 QWEN3 = Architecture(
@@ -41,4 +44,6 @@ QWEN3 = Architecture(
     ),
     defaults={**DEFAULTS, "head_dim": 128},
     vocabularies=("sentencepiece", "byte_level"),
+    sizes=rotary_sizes,
+    parameters=rotary_parameters,
 )

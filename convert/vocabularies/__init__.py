@@ -17,6 +17,7 @@ from gguforge.convert.vocabularies.pretokenizers import NAMES, find_pretokenizer
 from gguforge.convert.vocabularies.sentencepiece import is_sentencepiece, sentencepiece_tokens
 from gguforge.convert.vocabularies.special import chat_templates, special_metadata
 from gguforge.convert.vocabularies.tokens import token_metadata
+from gguforge.convert.vocabularies.vocab_files import has_vocabulary_files, read_vocabulary_files
 from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.errors import CheckpointError
 from gguforge.quant.metadata import Value, array, boolean
@@ -49,13 +50,18 @@ def tokenizer_metadata(
     elif checkpoint.has(FILE_NAME):
         bpe = read_bpe(checkpoint)
         tokenizer = bpe.json
-        fallback = bpe.is_byte_fallback and "byte_fallback" in kinds
-        pairs = (
-            _byte_fallback(bpe, vocab_size, checkpoint) if fallback else _byte_level(bpe, vocab_size, checkpoint, pre)
-        )
+        if bpe.is_byte_fallback and "byte_fallback" in kinds:
+            tokens = byte_fallback_tokens(bpe, vocab_size, checkpoint)
+            pairs = token_metadata("llama", "default", tokens, scored=True)
+        else:
+            pairs = _byte_level(bpe, vocab_size, checkpoint, pre or _pretokenizer(bpe, checkpoint))
         normal = normalizer_metadata(tokenizer, warn)
+    elif has_vocabulary_files(checkpoint):
+        bpe, name = read_vocabulary_files(checkpoint)
+        tokenizer, normal = {}, {}
+        pairs = _byte_level(bpe, vocab_size, checkpoint, pre or name)
     else:
-        remedy = "Add tokenizer.model (sentencepiece) or tokenizer.json."
+        remedy = "Add tokenizer.json, tokenizer.model (sentencepiece), or vocab.json with merges.txt."
         raise CheckpointError("there is no tokenizer that can be read", path=checkpoint.folder, remedy=remedy)
     pairs |= special_metadata(checkpoint, tokenizer, vocab_size, warn)
     pairs |= chat_templates(checkpoint, warn)
@@ -66,13 +72,12 @@ def _ignore(line: str) -> None:
     """For what the sentencepiece model beside tokenizer.json settles."""
 
 
-def _byte_fallback(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> dict[str, Value]:
-    return token_metadata("llama", "default", byte_fallback_tokens(bpe, vocab_size, checkpoint), scored=True)
-
-
-def _byte_level(bpe: BPE, vocab_size: int, checkpoint: Checkpoint, pre: str | None) -> dict[str, Value]:
-    tokens = byte_level_tokens(bpe, vocab_size, checkpoint)
+def _pretokenizer(bpe: BPE, checkpoint: Checkpoint) -> str:
     tidies = checkpoint.object("tokenizer_config.json").get("clean_up_tokenization_spaces") is True
-    name = pre or find_pretokenizer(bpe.json, tidies, checkpoint.folder / FILE_NAME)
+    return find_pretokenizer(bpe.json, tidies, checkpoint.folder / FILE_NAME)
+
+
+def _byte_level(bpe: BPE, vocab_size: int, checkpoint: Checkpoint, pre: str) -> dict[str, Value]:
+    tokens = byte_level_tokens(bpe, vocab_size, checkpoint)
     merges = array(GGUFValueType.STRING, written_merges(bpe))
-    return token_metadata("gpt2", name, tokens, scored=False) | {"tokenizer.ggml.merges": merges}
+    return token_metadata("gpt2", pre, tokens, scored=False) | {"tokenizer.ggml.merges": merges}

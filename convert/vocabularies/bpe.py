@@ -8,8 +8,10 @@ score. Other models (WordPiece, Unigram) are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gguforge.convert.checkpoint import Checkpoint
@@ -73,15 +75,34 @@ def read_bpe(checkpoint: Checkpoint) -> BPE:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         found = model.get("type") if isinstance(model, dict) else None
         raise CheckpointError("the tokenizer's model cannot be converted", path=path, expected="BPE", found=found)
-    vocabulary, merges = model.pop("vocab", None), model.pop("merges", None) or []
+    vocabulary = checked_vocabulary(model.pop("vocab", None), path)
+    merges = checked_merges(model.pop("merges", None) or [], path)
+    return BPE(tokenizer, vocabulary, merges, added_tokens_of(tokenizer, vocabulary, checkpoint))
+
+
+def checked_vocabulary(vocabulary: object, path: Path) -> dict[str, int]:
+    """A table of ids by text.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
     if not isinstance(vocabulary, dict) or not all(map(_is_id, vocabulary.values())):
         raise CheckpointError("vocab is no table of ids", path=path)
+    return vocabulary
+
+
+def checked_merges(merges: object, path: Path) -> list[Any]:
+    """A list of pairs of texts.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
     if not isinstance(merges, list):
         raise CheckpointError("merges are no list", path=path)
     odd = next((merge for merge in merges if _pair(merge) is None), None)
     if odd is not None or None in merges:
         raise CheckpointError("a merge is no pair of texts", path=path, found=repr(odd)[:60])
-    return BPE(tokenizer, vocabulary, merges, _added_tokens(tokenizer, vocabulary, checkpoint))
+    return merges
 
 
 def _is_id(value: object) -> bool:
@@ -95,8 +116,14 @@ def _pair(merge: object) -> tuple[str, str] | None:
     return None
 
 
-def _added_tokens(tokenizer: Json, vocabulary: dict[str, int], checkpoint: Checkpoint) -> dict[int, AddedToken]:
-    """Added tokens by id: tokenizer.json's, changed and extended by tokenizer_config.json's, as transformers does."""
+def added_tokens_of(
+    tokenizer: Json, vocabulary: dict[str, int], checkpoint: Checkpoint, names: Mapping[str, str] = MappingProxyType({})
+) -> dict[int, AddedToken]:
+    """Added tokens by id: tokenizer.json's, changed and extended by tokenizer_config.json's, as transformers does.
+
+    Args:
+        names: the special tokens that the tokenizer's class has where tokenizer_config.json names none.
+    """
     tokens: dict[int, AddedToken] = {}
     for entry in objects(tokenizer.get("added_tokens")):
         if isinstance(entry.get("content"), str) and _is_id(entry.get("id")):
@@ -117,7 +144,7 @@ def _added_tokens(tokenizer: Json, vocabulary: dict[str, int], checkpoint: Check
         tokens[i] = AddedToken(text, special, tokens[i].normalized if i in tokens else False)
 
     listed = config.get("additional_special_tokens")
-    named = [content(config.get(name)) for name in SPECIAL_NAMES]
+    named = [content(config.get(name, names.get(name))) for name in SPECIAL_NAMES]
     named += [content(entry) for entry in listed] if isinstance(listed, list) else []
     own = [(i, token.text, token.special) for i, token in tokens.items()]
     for _, text, special in sorted(added_tokens(config) if "added_tokens_decoder" in config else own):

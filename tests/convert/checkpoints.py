@@ -61,12 +61,13 @@ class Case:
 
     Attributes:
         config: config.json.
-        tokenizer: "sentencepiece", "byte_fallback" or "byte_level".
+        tokenizer: "sentencepiece", "byte_fallback", "byte_level", or "none" where `files` has it.
         dtype: of the weights, F32, F16 or BF16.
         shards: number of files.
         pre: the name the byte-level tokenizer stands for.
         files: further files by name, text or JSON.
         extra: further tensors by name.
+        tensors: all tensors by name, where they are not a Llama-like decoder's.
         type: the output type asked for.
         folder: the folder's name, which goes into the metadata.
     """
@@ -78,6 +79,7 @@ class Case:
     pre: str = "llama-bpe"
     files: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[int, ...]] | None = None
     type: str = "AUTO"
     folder: str = "Tiny-1M-Instruct-v0.3"
 
@@ -102,6 +104,8 @@ def build(case: Case, parent: Path) -> Path:
 
 def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     """Every tensor that such a config stands for."""
+    if case.tensors is not None:
+        return {**case.tensors, **case.extra}
     c = case.config
     hidden, ffn, vocab = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
     head = c.get("head_dim") or hidden // c["num_attention_heads"]
@@ -300,6 +304,7 @@ TOKENIZERS: dict[str, Callable[[Case], dict[str, Any]]] = {
     "sentencepiece": _sentencepiece,
     "byte_fallback": _byte_fallback,
     "byte_level": _byte_level,
+    "none": lambda case: {},
 }
 
 

@@ -1,4 +1,4 @@
-"""Every case of checkpoints.py against what llama.cpp's converter wrote for it: golden.json, by make_goldens.py."""
+"""Every case of both checkpoint files against what llama.cpp's converter wrote: golden.json, by make_goldens.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import learned_checkpoints
 import pytest
-from checkpoints import CASES, build
+from checkpoints import CASES as LLAMA_LIKE
+from checkpoints import build
 from manifest import manifest
 
 from gguforge.convert import convert
 
+CASES = LLAMA_LIKE | learned_checkpoints.CASES
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text("utf-8"))
 
 DIFFERENT = {

@@ -11,7 +11,9 @@ from gguf.constants import GGMLQuantizationType as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguforge.convert.operations import CastToFloat, PermuteHeads
+from gguforge.convert import operations
+from gguforge.convert.operations import CastToFloat, PermuteHeads, SkipRows, Transpose
+from gguforge.quant import sources
 from gguforge.quant.sources import FileSource
 
 
@@ -79,3 +81,48 @@ def test_other_numbers_are_read_as_float32(folder: Path, dtype: str) -> None:
     source = CastToFloat(str(path), 1, array.shape, dtype)
     assert np.array_equal(source.rows(1, 3), array[1:3].astype(np.float32))
     assert np.array_equal(PermuteHeads(source, 2).rows(0, 4), permuted(array.astype(np.float32), 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    columns=st.integers(1, 9), rows=st.integers(1, 9), window=st.integers(1, 100), data=st.data(),
+    dtype=st.sampled_from(["<f4", "<f2", "<f8"]),
+)  # fmt: skip
+def test_a_transposed_matrix_is_the_same_in_any_slab_and_window(
+    columns: int, rows: int, window: int, dtype: str, data: st.DataObject, folder: Path
+) -> None:
+    array = np.arange(columns * rows).reshape(columns, rows).astype(dtype)
+    base: FileSource | CastToFloat = stored(folder, array, T.F16 if dtype == "<f2" else T.F32)
+    if dtype == "<f8":
+        base = CastToFloat(str(folder / "tensor"), 3, array.shape, dtype)
+    source = Transpose(base)
+    start = data.draw(st.integers(0, rows - 1))
+    stop = data.draw(st.integers(start + 1, rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operations, "WINDOW", window)
+        assert np.array_equal(source.rows(start, stop), array.T[start:stop].astype(np.float32))
+
+
+def test_gathering_columns_maps_little_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Transpose(stored(folder, np.arange(512 * 300, dtype="<f4").reshape(512, 300)))
+    sizes: list[int] = []
+    real = sources.map_window
+
+    def counted(path: str, offset: int, nbytes: int) -> sources.Bytes:
+        sizes.append(nbytes)
+        return real(path, offset, nbytes)
+
+    monkeypatch.setattr(sources, "map_window", counted)
+    monkeypatch.setattr(operations, "WINDOW", 10_000)
+    assert source.rows(7, 11).shape == (4, 512)
+    assert max(sizes) <= 10_000
+    assert sum(sizes) == 512 * 300 * 4
+    assert source.extent is None
+
+
+def test_the_first_rows_are_skipped(folder: Path) -> None:
+    array = np.arange(20, dtype="<f4").reshape(5, 4)
+    source = SkipRows(stored(folder, array), 2)
+    assert source.shape == (3, 4)
+    assert np.array_equal(source.rows(1, 3), array[3:])
+    assert source.extent is None
