@@ -7,6 +7,7 @@ import click
 from gguforge.cli.lazy import LazyGroup
 
 COMMANDS = {
+    "run": "Follow a recipe the whole way, from the teacher to files that chat.",
     "generate": "Let a teacher answer prompts: conversations to learn from.",
     "collect": "Write down what a teacher expects after every token of a text: soft targets.",
     "import": "Turn what DistillKit captured into soft targets.",
@@ -22,6 +23,7 @@ def command() -> None:
 
     \b
     Examples:
+      gguforge distill run recipe.toml -o student/
       gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/
       gguforge distill train recipe.toml -o student/
     """

@@ -16,7 +16,7 @@ from typing import Any
 from gguforge.distill.recipe import Recipe
 from gguforge.distill.schema import Place
 from gguforge.quant.errors import InputError
-from gguforge.quant.reader import read_gguf
+from gguforge.quant.splits import read_model
 
 LATER = ("hardware", "report", "generate", "collect", "finish", "output")
 """Tables that do not change what a step of training computes: where it runs, and what is made before and after."""
@@ -44,12 +44,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def recipe_key(recipe: Recipe) -> str:
-    """A hash over everything that decides the weights of a seed's run; errors as `described`."""
-    decisive = {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name not in LATER}
-    found = described(decisive)
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides the weights of a seed's run; errors as `described`."""
+    tables = {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name not in LATER}
+    found: dict[str, Any] = described(tables)
     del found["schedule"]["seeds"]
-    return digest(found)
+    return found
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """A hash over `decisive`."""
+    return digest(decisive(recipe))
 
 
 def contents(path: Path) -> str:
@@ -70,7 +75,7 @@ def contents(path: Path) -> str:
     if not path.is_file():
         raise InputError("there is no such file or folder", path=path)
     if path.suffix == ".gguf":
-        return model_identity(read_gguf(path))
+        return model_identity(read_model(path))
     found = path.stat()
     return _file(path.absolute(), found.st_size, found.st_mtime_ns)
 

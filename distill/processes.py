@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BUCKET = 1 << 24  # elements that are averaged at once
+POLL = 0.2  # seconds between two looks for a word
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Group:
     Attributes:
         number, count: 0 and 1 when it is alone.
         device: torch's device.
+        store: what all of them can write and read; None when it is alone.
     """
 
     number: int
     count: int
     device: Any
+    store: Any = None
 
     @property
     def first(self) -> bool:
@@ -64,6 +68,17 @@ class Group:
 
             torch.distributed.barrier()
 
+    def say(self, name: str, word: str) -> None:
+        """In the first process: let the others hear a word."""
+        if self.store is not None:
+            self.store.set(name, word)
+
+    def hear(self, name: str) -> str:
+        """In the others: what the first one said under a name, however long that takes."""
+        while not self.store.check([name]):
+            time.sleep(POLL)
+        return str(self.store.get(name).decode())
+
 
 @contextlib.contextmanager
 def processes(device: str, threads: int = 0) -> Iterator[Group]:
@@ -87,9 +102,12 @@ def processes(device: str, threads: int = 0) -> Iterator[Group]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store, number, count = next(torch.distributed.rendezvous("env://"))
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    ours, theirs = (torch.distributed.PrefixStore(name, store) for name in ("gguforge", "torch"))
+    torch.distributed.init_process_group(backend, store=theirs, rank=number, world_size=count)
     try:
-        yield Group(torch.distributed.get_rank(), count, chosen)
+        yield Group(number, count, chosen, ours)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -165,7 +165,8 @@ class Schedule:
         steps: optimizer steps.
         batch: documents that one process reads at once.
         accumulate: batches that make one step.
-        rate: the largest learning rate, of AdamW.
+        optimizer: Muon trains the matrices inside the model, and AdamW the rest (see `gguforge.distill.muon`).
+        rate: the largest learning rate: of AdamW, or of Muon.
         warmup: share of the steps in which it rises; then it falls along half a cosine.
         final: what it falls to, as a share of `rate`.
         weight_decay: of matrices.
@@ -179,6 +180,7 @@ class Schedule:
     steps: int = 1000
     batch: int = 8
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     rate: float = 1e-3
     warmup: float = 0.03
     final: float = 0.05
@@ -257,6 +259,14 @@ class Recipe:
     def stages(self) -> list[str]:
         """The tables that change what is trained on or how, and that only `gguforge distill run` follows."""
         return [name for name in ("generate", "collect", "finish") if getattr(self, name) is not None]
+
+    @property
+    def first_teacher(self) -> Path | None:
+        """The teacher that answers prompts and that files are measured against; servers do neither."""
+        if self.generate is not None and self.generate.teacher is not None:
+            return self.generate.teacher
+        named = self.collect.teachers if self.collect is not None else ()
+        return next((Path(place) for place in named if "://" not in place), self.teacher.checkpoint)
 
     @property
     def needs_teacher(self) -> bool:

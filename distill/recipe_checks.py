@@ -50,6 +50,8 @@ def check(recipe: Recipe, path: Path) -> None:
         _check_collect(recipe, recipe.collect, path)
     if recipe.blocks is not None:
         find_preset(recipe.blocks.preset)
+    if recipe.schedule.optimizer == "muon" and recipe.blocks is not None and recipe.finish is None:
+        raise InputError("schedule.optimizer = 'muon' does not train on blocks", path=path, remedy="Add [finish].")
     if recipe.finish is not None and recipe.blocks is None:
         raise InputError("[finish] needs [blocks]: it trains on them", path=path)
     _check_output(recipe, path)
@@ -64,15 +66,8 @@ def _check_text(recipe: Recipe, path: Path) -> None:
         raise InputError(
             "losses.sampled_kl needs data.targets or [collect]", path=path, remedy="Or use losses.forward_kl."
         )
-    if recipe.generate is not None and recipe.generate.teacher is None and _first_teacher(recipe) is None:
+    if recipe.generate is not None and recipe.first_teacher is None:
         raise InputError("generate.teacher is missing", path=path, remedy="Name a GGUF file or a checkpoint's folder.")
-
-
-def _first_teacher(recipe: Recipe) -> Path | None:
-    """Who answers prompts where [generate] names nobody: no server, which gives no answers here."""
-    named = recipe.collect.teachers if recipe.collect is not None else ()
-    found = next((Path(place) for place in named if "://" not in place), None)
-    return found or recipe.teacher.checkpoint
 
 
 def _check_collect(recipe: Recipe, part: CollectPart, path: Path) -> None:

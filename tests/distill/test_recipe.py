@@ -169,7 +169,7 @@ def kinds(hint: Any) -> list[Any]:
     return [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 def test_the_recipes_of_the_page_are_read(tmp_path: Path, number: int) -> None:
     section = PAGE.split("\n## ")[1 + number]
     example = "\n".join(line[4:] for line in section.splitlines() if line.startswith("    "))
