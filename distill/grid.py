@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from gguforge.convert.checkpoint import read_checkpoint
 from gguforge.convert.conversion import plan as plan_checkpoint
-from gguforge.convert.operations import CastToFloat, PermuteHeads
+from gguforge.convert.operations import CastToFloat, PermuteHeads, SkipRows, Transpose
 from gguforge.distill.lattice import Lattice, ScaledLattice, from_numpy, lattice_of
 from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.errors import InputError
@@ -63,11 +63,20 @@ class Placement:
         parameter: its name in the checkpoint.
         tensor: its plan: name in the file, type, importance.
         order: for each row of the tensor, the row of the parameter (rows are the first axis); None for the same order.
+        transposed: the tensor's rows are the parameter's columns, as in GPT-2's `Conv1D`.
+        skip: leading rows of the parameter that the file does not have; training leaves them.
     """
 
     parameter: str
     tensor: TensorPlan
-    order: NDArray[np.int64] | None
+    order: NDArray[np.int64] | None = None
+    transposed: bool = False
+    skip: int = 0
+
+    def view(self, values: Tensor) -> Tensor:
+        """The part of the parameter's values that the file has, its rows along the first axis, in their memory."""
+        values = values[self.skip :] if self.skip else values
+        return values.T if self.transposed else values
 
 
 def plan_blocks(
@@ -91,18 +100,24 @@ def placements(plan: Plan, checkpoint: str | os.PathLike[str]) -> list[Placement
     names = {(tensor.path, tensor.offset): tensor.name for tensor in stored}
     found = []
     for tensor in plan.tensors:
-        source, order = tensor.source, None
+        source = tensor.source
+        moved: dict[str, Any] = {}
         if isinstance(source, ArraySource):
             continue
         if isinstance(source, PermuteHeads):
-            order = source.stored_rows(0, source.shape[0])
+            moved["order"] = source.stored_rows(0, source.shape[0])
+        elif isinstance(source, Transpose):
+            moved["transposed"] = True
+        elif isinstance(source, SkipRows):
+            moved["skip"] = source.count
+        if moved:
             source = source.base
         if not isinstance(source, FileSource | CastToFloat):
             raise InputError(
                 f"{type(source).__name__} cannot be undone in training", path=checkpoint, tensor=tensor.name,
                 remedy="Train without blocks and quantize afterwards.",
             )  # fmt: skip
-        found.append(Placement(names[source.path, source.offset], tensor, order))
+        found.append(Placement(names[source.path, source.offset], tensor, **moved))
     return found
 
 
@@ -127,9 +142,16 @@ class Weight:
 
     def rows(self, values: Tensor) -> Tensor:
         """Values in the parameter's order and shape, as rows of the tensor."""
+        values = self.place.view(values)
         if self.order is not None:
             values = values[self.order]
         return values.reshape(-1, self.place.tensor.row_length)
+
+    def put(self, rows: Tensor, values: Tensor) -> None:
+        """The other way: rows of the tensor into values in the parameter's order and shape."""
+        there = self.place.view(values)
+        rows = rows.reshape(there.shape)
+        there.copy_(rows if self.inverse is None else rows[self.inverse])
 
     def pull(self) -> None:
         """The parameter's gradient becomes the master's."""
@@ -139,14 +161,14 @@ class Weight:
             if isinstance(self.lattice, ScaledLattice):
                 gradient = self.lattice.gradient(rows)
             else:
-                gradient = self._from_rows(self.lattice.within(rows))
+                self.put(self.lattice.within(rows), gradient)
         self.master.grad = gradient
         self.parameter.grad = None
 
     def push(self) -> None:
         """The parameter takes the values nearest to the master."""
         rows = self.parameter.detach() if self.has_factors else self.master
-        self._take(self.lattice.snap(self.rows(rows)))
+        self.put(self.lattice.snap(self.rows(rows)), self.parameter.detach())
 
     def refresh(self) -> None:
         """The parameter takes the values that the encoder chooses for the master, scales included."""
@@ -160,15 +182,7 @@ class Weight:
         """The parameter takes the values of the blocks, which the master is held to from now on."""
         if not self.has_factors:
             self.lattice.look(self.rows(self.master))
-        self._take(self.lattice.values(self.rows(self.parameter.detach())))
-
-    def _take(self, rows: Tensor) -> None:
-        self.parameter.detach().copy_(self._from_rows(rows))
-
-    def _from_rows(self, rows: Tensor) -> Tensor:
-        """Rows of the tensor in the parameter's order and shape."""
-        values = rows.reshape(self.parameter.shape)
-        return values if self.inverse is None else values[self.inverse]
+        self.put(self.lattice.values(self.rows(self.parameter.detach())), self.parameter.detach())
 
 
 class Grid:

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import SMALL_K, Case, build, like
+from learned_checkpoints import GPT2_K, gpt2
 
 from gguforge.convert.safetensors import read_safetensors
-from gguforge.distill.grid import Grid, placements, plan_blocks
+from gguforge.distill.grid import Grid, Placement, Weight, placements, plan_blocks
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.errors import DataError, InputError
-from gguforge.quant.plan import Plan
+from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.quantize import Guide, plan_of_file
 from gguforge.quant.reader import read_gguf
+from gguforge.quant.sources import ArraySource
 from gguforge.quant.writer import write
 
 torch = pytest.importorskip("torch")
@@ -82,7 +84,7 @@ def rows_of_file(path: Path, checkpoint: Path, preset: str) -> dict[str, np.ndar
         rows = tensor.source.rows(0, tensor.rows)
         if place.order is not None:
             rows = rows[np.argsort(place.order)]
-        found[place.parameter] = rows
+        found[place.parameter] = np.ascontiguousarray(rows.T) if place.transposed else rows
     return found
 
 
@@ -100,6 +102,43 @@ def test_the_file_decodes_to_the_weights_of_the_last_step(
     for name, rows in rows_of_file(tmp_path / "model.gguf", checkpoint, preset).items():
         trained = weights[name].detach().numpy().reshape(rows.shape)
         assert np.array_equal(rows.view(np.uint32), trained.view(np.uint32)), name
+
+
+@pytest.mark.parametrize("scales_only", [False, True], ids=["weights", "scales"])
+@pytest.mark.parametrize("preset", ["Q4_0", "Q4_K_M", "IQ4_NL"])
+def test_transposed_tensors_decode_to_the_weights_of_the_last_step_too(
+    tmp_path: Path, preset: str, scales_only: bool
+) -> None:
+    checkpoint = build(gpt2(like(GPT2_K, n_layer=1)), tmp_path)
+    weights, grid = made(checkpoint, preset, refresh=3, scales_only=scales_only)
+    fused = next(w for w in grid.weights if w.place.parameter.endswith("c_attn.weight"))
+    assert (fused.place.transposed, tuple(fused.parameter.shape)) == (True, (256, 768))
+    before = fused.parameter.detach().clone()
+    if grid.masters:
+        train(weights, grid, 5)
+    write(grid.plan(), tmp_path / "model.gguf", workers=1)
+    found = rows_of_file(tmp_path / "model.gguf", checkpoint, preset)
+    assert found.keys() == weights.keys()
+    for name, rows in found.items():
+        trained = weights[name].detach().numpy().reshape(rows.shape)
+        assert np.array_equal(rows.view(np.uint32), trained.view(np.uint32)), name
+    assert torch.equal(before, fused.parameter) == (preset == "IQ4_NL" and scales_only)  # which holds no scales
+
+
+def test_leading_rows_that_the_file_does_not_have_are_left_as_they_are() -> None:
+    values = torch.arange(12.0).reshape(6, 2)
+    source = ArraySource(np.zeros((4, 2), np.float32))
+    place = Placement("positions", TensorPlan("position_embd.weight", (4, 2), T.F32, source), skip=2)
+    weight = Weight(torch.nn.Parameter(values.clone()), place, scales_only=False)
+    weight.refresh()
+    weight.parameter.grad = torch.ones(6, 2)
+    weight.pull()
+    weight.master -= weight.master.grad
+    weight.push()
+    assert torch.equal(weight.parameter.detach()[:2], values[:2])
+    assert torch.equal(weight.parameter.detach()[2:], values[2:] - 1)
+    weight.lattice.settle()
+    assert torch.equal(weight.lattice.values(weight.rows(weight.parameter.detach())), values[2:] - 1)
 
 
 @pytest.mark.parametrize("preset", ["Q4_K_M", "Q3_K_M", "Q4_0"])

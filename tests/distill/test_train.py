@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import SMALL_K, Case, build, like
+from learned_checkpoints import GPT2_K, gpt2
 from target_sets import manifest, random_document
 
 from gguforge.convert.conversion import plan
-from gguforge.distill.recipe import Recipe, read_recipe
+from gguforge.distill.recipe import Recipe, TeacherPart, read_recipe
 from gguforge.distill.shards import write_shard
 from gguforge.distill.targets import KEY, write_manifest
 from gguforge.distill.tokens import Tokenizer
@@ -125,6 +126,19 @@ def test_an_importance_matrix_guides_the_blocks_and_is_named_in_the_file(home: P
     train_recipe(recipe(home, body), tmp_path / "out")
     file = read_gguf(tmp_path / "out" / "model.gguf")
     assert file.metadata["quantize.imatrix.entries_count"].value == 1
+
+
+def test_gpt_2_is_trained_on_its_transposed_blocks(home: Path, tmp_path: Path) -> None:
+    build(gpt2(like(GPT2_K, n_layer=1), folder="gpt2"), tmp_path)
+    body = f'{BLOCKS}[blocks]\npreset = "Q4_0"\n'.replace("teacher", str(tmp_path / "gpt2"))
+    read = recipe(home, body)
+    train_recipe(replace(read, teacher=TeacherPart(tmp_path / "gpt2")), tmp_path / "out")
+    file = plan_of_file(read_gguf(tmp_path / "out" / "model.gguf"))
+    tensors = {tensor.name: tensor for tensor in plan(tmp_path / "out" / "checkpoint", "F32").tensors}
+    assert {tensor.type.name for tensor in file.tensors} == {"F32", "Q4_0", "Q6_K"}
+    for tensor in file.tensors:
+        trained = tensors[tensor.name].source.rows(0, tensor.rows)
+        assert np.array_equal(tensor.source.rows(0, tensor.rows), trained), tensor.name
 
 
 def test_llama_cpp_computes_what_was_trained(home: Path, tmp_path: Path) -> None:
