@@ -55,9 +55,14 @@ def read_documents(
     found = [document for document in found if len(document.positions)]
     if not found:
         raise InputError("the text gives no document", path=Path(paths[0]))
-    if limit is not None and len(found) > limit:
-        found = [found[i] for i in np.linspace(0, len(found) - 1, limit).round().astype(int)]
-    return found
+    return evenly(found, limit)
+
+
+def evenly(found: list[Document], limit: int | None) -> list[Document]:
+    """At most `limit` documents, spread over all."""
+    if limit is None or len(found) <= limit:
+        return found
+    return [found[i] for i in np.linspace(0, len(found) - 1, limit).round().astype(int)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +82,11 @@ class Batch:
     places: Tensor
     tokens: Tensor
     entries: Entries | None
+
+    @property
+    def size(self) -> int:
+        """The tokens that are trained; documents, where an encoder's states are."""
+        return len(self.places) or len(self.input_ids)
 
 
 def make_batch(chosen: Sequence[Document], device: Any = "cpu") -> Batch:

@@ -125,13 +125,17 @@ class Objective:
         part: which, and how much of each.
         temperature: of the stored targets.
         causal: whether positions see only those before them.
-        pooling: how states become a text's embedding.
+        poolings: how the student's and the teacher's states become a text's embedding.
     """
 
     def __init__(
-        self, part: Losses, temperature: float = 1.0, causal: bool = True, pooling: Pooling = Pooling.MEAN
+        self,
+        part: Losses,
+        temperature: float = 1.0,
+        causal: bool = True,
+        poolings: tuple[Pooling, Pooling] = (Pooling.MEAN, Pooling.MEAN),
     ) -> None:
-        self.part, self.temperature, self.causal, self.pooling = part, temperature, causal, pooling
+        self.part, self.temperature, self.causal, self.poolings = part, temperature, causal, poolings
         self.weights = part.weights()
         self.of_scores = self.weights.keys() - {*OF_STATES, *OF_EMBEDDINGS, OF_ATTENTION}
 
@@ -200,7 +204,8 @@ class Objective:
         return loss(student[batch.attention].float(), teacher[batch.attention].float())
 
     def _of_embeddings(self, name: str, batch: Batch, student: Any, teacher: Any) -> Tensor:
-        ours, theirs = (pooled(states.float(), batch.attention, self.pooling) for states in (student, teacher))
+        pairs = zip((student, teacher), self.poolings, strict=True)
+        ours, theirs = (pooled(states.float(), batch.attention, pooling) for states, pooling in pairs)
         if name == "embedding_relation":
             return losses.embedding_relation(ours, theirs)
         _one_width(name, "embedding_relation", student, teacher)

@@ -12,7 +12,7 @@ import importlib
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,8 @@ EXTRA = "train"
 LAYER = re.compile(r"(.*\.(?:layers|layer|h)\.)(\d+)(\..*)")
 TOKENIZER_FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", "generation_config.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+    "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 
 
@@ -53,12 +54,24 @@ def model_class(config: Mapping[str, Any], path: Path) -> Any:
         InputError: it names none that transformers has.
         MissingExtraError: transformers is not installed.
     """
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    found = getattr(load("transformers"), str(name), None)
+    name = architecture(config)
+    found = getattr(load("transformers"), name, None)
     if found is None or not hasattr(found, "from_pretrained"):
-        raise InputError("architecture is unknown to transformers", path=path, found=name)
+        raise InputError("architecture is unknown to transformers", path=path, found=name or None)
     return found
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """The class that a config.json names; empty where it names none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else ""
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json stands for a model that reads a whole text at once: its family can find hidden words."""
+    name = architecture(config)
+    family = name.removesuffix("Model") if name.endswith("Model") else name.removesuffix("ForMaskedLM")
+    return family != name and hasattr(load("transformers"), f"{family}ForMaskedLM")
 
 
 def open_model(folder: Path) -> Any:
@@ -246,11 +259,12 @@ def _check_width(config: Mapping[str, Any], part: StudentPart, path: Path) -> No
             raise InputError(f"student.{key}", path=path, expected=f"at most the teacher's {there}", found=wanted)
 
 
-def save_model(model: Any, folder: Path, tokenizer: Path) -> None:
+def save_model(model: Any, folder: Path, tokenizer: Path, add: Callable[[Path], None] = lambda folder: None) -> None:
     """Write a checkpoint that `gguforge convert` takes: it appears whole, in place of an older one.
 
     Args:
         tokenizer: the folder whose tokenizer's files are copied.
+        add: writes more files into the folder before it appears.
 
     Raises:
         OutputError: the folder holds something else.
@@ -264,6 +278,7 @@ def save_model(model: Any, folder: Path, tokenizer: Path) -> None:
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, part / name)
+        add(part)
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)

@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gguforge.convert.json_file import read_object
 from gguforge.distill.footprint import Footprint, footprint
 from gguforge.distill.grid import Grid, placements, plan_blocks
 from gguforge.distill.identity import recipe_key
 from gguforge.distill.measure import Measured
 from gguforge.distill.processes import Group, processes
 from gguforge.distill.recipe import BlocksPart, Losses, Recipe
+from gguforge.distill.students import is_encoder
 from gguforge.distill.trainer import History, Trainer
-from gguforge.distill.workshop import Workshop
+from gguforge.distill.workshop import Workshop, student_config
 from gguforge.quant.errors import InputError
 from gguforge.quant.files import replacing
 from gguforge.quant.imatrix import read_imatrix
@@ -100,7 +102,7 @@ def train_recipe(
     output.mkdir(parents=True, exist_ok=True)
     joined = processes(recipe.hardware.device, recipe.hardware.threads) if group is None else nullcontext(group)
     with joined as group:
-        shop = Workshop(recipe, output, group)
+        shop = open_workshop(recipe, output, group)
         runs: dict[str, Run] = {}
         unquantized = None
         for seed in recipe.schedule.seeds:
@@ -120,6 +122,16 @@ def train_recipe(
             _write_report(trained, output)
         group.wait()
     return trained
+
+
+def open_workshop(recipe: Recipe, output: Path, group: Group) -> Workshop:
+    """What a recipe's runs share, by what its student is."""
+    config = student_config(recipe)
+    if not config.is_file() or not is_encoder(read_object(config)):
+        return Workshop(recipe, output, group)
+    from gguforge.distill.encoders.workshop import EncoderWorkshop
+
+    return EncoderWorkshop(recipe, output, group)
 
 
 def _silent(name: str, step: int, losses: dict[str, float]) -> None:
