@@ -104,21 +104,37 @@ COLUMNS = {
 
 def page(trained: Trained) -> str:
     """The report as one HTML page."""
-    rows: list[tuple[str, Measured | None]] = [("unquantized", trained.unquantized)] if trained.unquantized else []
-    for name, run in trained.runs.items():
-        rows += [(f"{name}, before", run.start), (f"{name}, after", run.end)]
-    held_out = {name: run.history.held_out for name, run in trained.runs.items() if run.history.held_out}
     parts = [
         "<h1>Distillation</h1>",
         f"<p>{trained.parameters:,} parameters; expected memory {trained.memory.total / 2**30:.2f} GiB.</p>",
         "".join(f"<p><b>{html.escape(line)}</b></p>" for line in summary(trained)),
-        _table([(name, found) for name, found in rows if found is not None]),
+        sections(described(trained)),
+    ]
+    return f"{HEAD}{''.join(parts)}</body></html>\n"
+
+
+def sections(found: Mapping[str, Any]) -> str:
+    """The figures and the curves of what `described` gave."""
+    runs = found["runs"]
+    rows = [("unquantized", found["unquantized"])]
+    rows += [(f"{name}, {when}", run[key]) for name, run in runs.items() for when, key in WHEN.items()]
+    held_out = {name: run["held_out"] for name, run in runs.items() if run["held_out"]}
+    parts = [
+        _table([(name, _measured(one)) for name, one in rows if one is not None]),
         "<h2>Loss while training</h2>",
-        plot({name: smoothed(run.history.losses) for name, run in trained.runs.items()}, "step", "loss, nats"),
+        plot({name: smoothed(run["losses"]) for name, run in runs.items()}, "step", "loss, nats"),
     ]
     if held_out:
         parts += ["<h2>On held-out text</h2>", plot(held_out, "step", "loss, nats")]
-    return f"{HEAD}{''.join(parts)}</body></html>\n"
+    return "".join(parts)
+
+
+WHEN = {"before": "start", "after": "end"}
+
+
+def _measured(found: Mapping[str, Any]) -> Measured:
+    """What `described` made of it."""
+    return Measured(**{name: math.nan if value is None else value for name, value in found.items()})
 
 
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Distillation</title><style>
