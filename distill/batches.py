@@ -139,12 +139,15 @@ class Reading:
     processes: int = 1
 
     def batches(self, step: int) -> list[list[Document]]:
-        """The documents of each batch of a step, counted from 0."""
+        """The documents of each batch of a step, counted from 0; those of like length together, to pad little."""
         size = self.batch * self.processes
         first = step * self.accumulate * size + self.process * self.batch
-        return [
-            [self._document(first + number * size + i) for i in range(self.batch)] for number in range(self.accumulate)
+        chosen = [
+            self._document(first + number * size + i) for number in range(self.accumulate) for i in range(self.batch)
         ]
+        if self.accumulate > 1:
+            chosen.sort(key=lambda document: len(document.input_ids))
+        return [chosen[start : start + self.batch] for start in range(0, len(chosen), self.batch)]
 
     def made(self, step: int, device: Any) -> Iterator[Batch]:
         """The same as tensors."""

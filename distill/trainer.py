@@ -118,6 +118,10 @@ class Trainer:
     def _optimizer(self) -> Any:
         import torch
 
+        if self.schedule.optimizer == "muon" and self.grid is None:
+            from gguforge.distill.muon import Muon
+
+            return Muon(self.student, self.schedule.rate, self.schedule.weight_decay)
         matrices = [weight for weight in self.learning if weight.ndim >= 2]
         vectors = [weight for weight in self.learning if weight.ndim < 2]
         groups = [
@@ -152,14 +156,19 @@ class Trainer:
         import torch
 
         found: dict[str, Tensor] = {}
-        count = self.reading.accumulate
+        scored = 0
         for batch in self.reading.made(self.step, self.group.device):
             parts = self._losses(batch)
             total = self.objective.total(parts)
-            (total / count).backward()
+            size = batch.size  # batches count by their tokens, as if they were one
+            (total * size).backward()
+            scored += size
             for name, value in {"loss": total, **parts}.items():
-                found[name] = found.get(name, 0) + value.detach() / count
-        means = torch.stack([value.float() for value in found.values()])
+                found[name] = found.get(name, 0) + value.detach() * size
+        for parameter in self.student.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= scored
+        means = torch.stack([value.float() for value in found.values()]) / scored
         self.group.average([means])
         losses = dict(zip(found, means.tolist(), strict=True))
         if not math.isfinite(losses["loss"]):
@@ -172,7 +181,7 @@ class Trainer:
 
         with self._precision():
             teacher = None
-            if self.teacher is not None:
+            if self.objective.wants_teacher(batch):
                 with torch.no_grad():
                     teacher = self.objective.read(self.teacher, batch, teacher=True)
             return self.objective(batch, self.objective.read(self.student, batch), teacher)

@@ -8,6 +8,8 @@ It does not generate text: the trained checkpoint is converted to GGUF, and llam
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IGNORED = -100  # a target that counts for nothing
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -97,35 +100,41 @@ class FeedForward(nn.Module):  # type: ignore[misc]
 
 
 class Layer(nn.Module):  # type: ignore[misc]
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, dropout: nn.Dropout) -> None:
         super().__init__()
+        self.dropout = dropout
         self.input_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.self_attn = Attention(shape)
         self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, visible: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, visible)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin, visible))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Body(nn.Module):  # type: ignore[misc]
     """Everything that Hugging Face names `model.*`: embedding, layers, last norm."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, dropout: nn.Dropout) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(shape, dropout) for _ in range(shape.num_hidden_layers))
         self.norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
 
 
 class Llama(nn.Module):  # type: ignore[misc]
-    """The whole model; the embedding is also the output head."""
+    """The whole model; the embedding is also the output head.
+
+    Attributes:
+        dropout: its `p` is the share of what the embedding and the halves of layers give that is left out in training.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.model = Body(shape)
+        self.dropout = nn.Dropout(0.0)
+        self.model = Body(shape, self.dropout)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 # the matrices that write into the residual stream start smaller, the deeper the model (as in GPT-2)
@@ -137,7 +146,7 @@ class Llama(nn.Module):  # type: ignore[misc]
         steps = torch.arange(0, self.shape.head_dim, 2, dtype=torch.float32) / self.shape.head_dim
         angles = torch.outer(torch.arange(tokens.shape[1], dtype=torch.float32), self.shape.rope_theta**-steps)
         cos, sin = angles.cos(), angles.sin()  # (length, head_dim / 2)
-        x = self.model.embed_tokens(tokens)
+        x = self.dropout(self.model.embed_tokens(tokens))
         for layer in self.model.layers:
             x = layer(x, cos, sin, visible)
         return self.model.norm(x)
@@ -148,3 +157,26 @@ class Llama(nn.Module):  # type: ignore[misc]
         logits = F.linear(self.hidden(tokens, visible)[:, :-1], self.model.embed_tokens.weight)
         targets = tokens[:, 1:].masked_fill(~wanted[:, 1:], IGNORED)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+
+
+def grown(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A state dictionary with more layers that computes the same.
+
+    After each layer come copies of it whose outputs into the residual stream are zero, so that they add nothing until
+    they are trained.
+
+    Args:
+        layers: a multiple of the layers that there are.
+    """
+    found: dict[str, Tensor] = {}
+    count = 1 + max(int(match[1]) for match in map(LAYER.fullmatch, weights) if match)
+    for name, weight in weights.items():
+        match = LAYER.fullmatch(name)
+        if match is None:
+            found[name] = weight
+            continue
+        for copy in range(layers // count):
+            silent = copy > 0 and match[2] in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            place = int(match[1]) * (layers // count) + copy
+            found[f"model.layers.{place}.{match[2]}"] = torch.zeros_like(weight) if silent else weight.clone()
+    return found

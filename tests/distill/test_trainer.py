@@ -97,14 +97,32 @@ def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
     def trained(batch: int, accumulate: int) -> Trainer:
         student = Tiny()
         student.dropout.p = 0.0
-        one_length = [untaught((np.arange(6) + i).astype(np.int32), np.arange(6) > 0) for i in range(8)]
         schedule = replace(SCHEDULE, batch=batch, accumulate=accumulate, steps=3)
-        made = Trainer(student, Objective(CE), Reading(one_length, batch, accumulate, 3), schedule, ALONE)
+        made = Trainer(student, Objective(CE), Reading(material(8), batch, accumulate, 3), schedule, ALONE)
         made.train()
         return made
 
     large, small = trained(4, 1), trained(2, 2)
     assert large.history.losses == pytest.approx(small.history.losses, rel=1e-5)
+
+
+def test_a_step_reads_documents_of_like_length_together() -> None:
+    documents = material(8)
+    step = Reading(documents, 2, 4, seed=3).batches(0)
+    lengths = [[len(document.input_ids) for document in batch] for batch in step]
+    assert [one for some in lengths for one in some] == sorted(len(document.input_ids) for document in documents)
+    assert len({id(document) for batch in step for document in batch}) == 8
+
+
+def test_muon_is_taken_up_again_to_the_same_losses(tmp_path: Path) -> None:
+    muon = replace(SCHEDULE, optimizer="muon", rate=0.02)
+    whole = trainer(schedule=muon).train().losses
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, muon).train(stop_after(5))
+    again = trainer(tmp_path, muon)
+    again.resume()
+    assert again.train().losses == whole
+    assert whole != trainer().train().losses
 
 
 def test_a_loss_that_became_nan_stops_with_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> None:

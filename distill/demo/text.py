@@ -1,0 +1,68 @@
+"""Writes the course as text files, so that recipes read it as any user's data:
+
+python -m gguforge.distill.demo.text --output DIR
+
+train.jsonl       conversations: questions in trained wordings, typed as people type; some are long
+held-out.jsonl    every wording that was kept out of training, typed tidily and carelessly
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from gguforge.distill.demo.data import LONG, SHORT, Talk, Turn, ask
+from gguforge.distill.demo.lessons import Course, read_course
+from gguforge.distill.demo.score import asked
+from gguforge.quant.files import replacing
+
+COUNT = 16_000
+ONE_LONG_IN = 16
+
+
+def training(course: Course, seed: int, count: int) -> Iterator[list[Turn]]:
+    """Conversations to learn from, one in `ONE_LONG_IN` of them long."""
+    short, long = Talk(course, seed, SHORT), Talk(course, seed + 1, LONG)
+    for number in range(count):
+        yield (short if number % ONE_LONG_IN else long).conversation()
+
+
+def held_out(course: Course, seed: int) -> Iterator[list[Turn]]:
+    """Every held-out wording twice: as a tidy person types it, and as somebody in a hurry does."""
+    chance = random.Random(seed)
+    for lesson in course.lessons:
+        for question in lesson.held_out:
+            for typed in (asked(question), ask(question, chance)):
+                yield [("user", typed), ("assistant", lesson.answers[0])]
+
+
+def write_conversations(path: Path, conversations: Iterable[list[Turn]]) -> None:
+    """One a line: {"messages": [{"role": ..., "content": ...}, ...]}."""
+    lines = (
+        json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}) + "\n"
+        for turns in conversations
+    )
+    data = "".join(lines).encode()
+    with replacing(path, len(data), overwrite=True) as part:
+        part.write_bytes(data)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m gguforge.distill.demo.text", description="Write the demo model's course as conversations."
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for train.jsonl and held-out.jsonl")
+    parser.add_argument("--count", type=int, default=COUNT, help="conversations to train on")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    course = read_course()
+    write_conversations(options.output / "train.jsonl", training(course, options.seed, options.count))
+    write_conversations(options.output / "held-out.jsonl", held_out(course, options.seed))
+
+
+if __name__ == "__main__":
+    main()
