@@ -84,12 +84,12 @@ def _bar(steps: int, quiet: bool) -> Iterator[Tell]:
 
 def report(trained: Trained, output: Path) -> str:
     """For people: what was won, and what to do with it."""
-    from gguforge.distill.report import summary
+    from gguforge.distill.report import summary, verdict
 
     lines = summary(trained)
     run = next(iter(trained.runs.values()))
     if run.end is not None:
-        lines.insert(0, f"{run.name}: cross-entropy {run.end.cross_entropy:.4f} on held-out text")
+        lines.insert(0, f"{run.name}: {verdict(run.end)}")
     made = ["checkpoint"] + (["model.gguf"] if trained.recipe.blocks is not None else []) + ["report.html"]
     lines.append("wrote " + ", ".join(str(output / name) for name in made))
     if trained.recipe.blocks is not None:

@@ -95,7 +95,7 @@ def collect_targets(
 
 def train_student(recipe: Recipe, output: Path, group: Group, bar: Bar) -> Facts:
     """A training; its figures are in the report it leaves."""
-    from gguforge.distill.report import summary
+    from gguforge.distill.report import summary, verdict
     from gguforge.distill.train import train_recipe
 
     steps = recipe.schedule.steps
@@ -108,7 +108,7 @@ def train_student(recipe: Recipe, output: Path, group: Group, bar: Bar) -> Facts
 
     trained = train_recipe(recipe, output, tell, announce, group)
     first = next(iter(trained.runs.values()))
-    worth = [] if first.end is None else [f"cross-entropy {first.end.cross_entropy:.4f} on held-out text"]
+    worth = [] if first.end is None else [verdict(first.end)]
     counted = [f"{trained.parameters:,} parameters", f"{len(first.history.losses)} steps"]
     return {
         "line": "; ".join([*counted, *worth]),

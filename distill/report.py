@@ -96,10 +96,23 @@ def summary(trained: Trained) -> list[str]:
 
 COLUMNS = {
     "cross_entropy": "cross-entropy",
+    "accuracy": "accuracy",
     "divergence": "KL to teacher",
     "same_top": "same top token",
     "calibration_error": "calibration error",
+    "loss": "loss",
+    "cosine": "cosine to teacher",
+    "rank_correlation": "rank correlation",
 }
+TEACHERS = {"cross_entropy": "teacher_cross_entropy", "accuracy": "teacher_accuracy"}
+
+
+def verdict(found: Measured) -> str:
+    """What a student is worth, in a few words: its cross-entropy, or without a head its loss; and its embeddings."""
+    main = "loss" if math.isnan(found.cross_entropy) else "cross_entropy"
+    keys = (main, "cosine", "rank_correlation")
+    known = [(COLUMNS[key], getattr(found, key)) for key in keys if not math.isnan(getattr(found, key))]
+    return ", ".join(f"{label} {value:.4f}" for label, value in known) + " on held-out text"
 
 
 def page(trained: Trained) -> str:
@@ -147,17 +160,18 @@ td:first-child,th:first-child{text-align:left}svg{width:100%;height:auto}svg tex
 def _table(rows: Sequence[tuple[str, Measured]]) -> str:
     if not rows:
         return "<p>No held-out text was given: nothing is measured.</p>"
-    teacher = next((found.teacher_cross_entropy for _, found in rows), math.nan)
-    head = "".join(f"<th>{label}</th>" for label in COLUMNS.values())
+    shown = {key: label for key, label in COLUMNS.items() if any(not math.isnan(getattr(one, key)) for _, one in rows)}
+    head = "".join(f"<th>{label}</th>" for label in shown.values())
     lines = [
-        f"<tr><td>{html.escape(name)}</td>" + "".join(_cell(getattr(found, key)) for key in COLUMNS) + "</tr>"
+        f"<tr><td>{html.escape(name)}</td>" + "".join(_cell(getattr(found, key)) for key in shown) + "</tr>"
         for name, found in rows
     ]
-    if not math.isnan(teacher):
-        lines.insert(0, f"<tr><td>teacher</td>{_cell(teacher)}<td></td><td></td><td></td></tr>")
-    return (
-        f"<h2>On {rows[0][1].positions:,} held-out tokens</h2><table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
-    )
+    first = rows[0][1]
+    teacher = {key: getattr(first, TEACHERS[key]) if key in TEACHERS else math.nan for key in shown}
+    if any(not math.isnan(value) for value in teacher.values()):
+        lines.insert(0, "<tr><td>teacher</td>" + "".join(map(_cell, teacher.values())) + "</tr>")
+    what = "texts" if math.isnan(first.cross_entropy) else "tokens"
+    return f"<h2>On {first.positions:,} held-out {what}</h2><table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 
 
 def _cell(value: float) -> str:
