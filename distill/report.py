@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gguforge.distill.train import Run, Trained
 
 CLAIM = 3  # seeds that a claim needs
-WIDTH, HEIGHT, MARGIN = 720, 260, 46  # of a plot, in pixels
+WIDTH, HEIGHT, MARGIN = 720, 260, 54  # of a plot, in pixels
 COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#14b8a6")
 
 
@@ -151,9 +151,12 @@ def _measured(found: Mapping[str, Any]) -> Measured:
 
 
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Distillation</title><style>
-body{font:16px/1.5 system-ui,sans-serif;max-width:760px;margin:2rem auto;padding:0 1rem;color-scheme:light dark}
+:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:860px;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #8884}
-td:first-child,th:first-child{text-align:left}svg{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}
+td{white-space:nowrap}div{overflow-x:auto}td:first-child,th:first-child{text-align:left}
+svg{width:100%;height:auto}svg text{font-size:12px;fill:currentColor}
+small{opacity:.6}.text td,.text th{text-align:left;vertical-align:top}.text td:nth-child(2){white-space:normal}
+.files{font-size:14px}.files td,.files th{padding:.2rem .5rem}code{background:#8882;padding:.2rem .5rem}
 </style></head><body>"""
 
 
@@ -210,9 +213,10 @@ def plot(lines: Mapping[str, Sequence[tuple[int, float]]], x_label: str, y_label
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
         parts.append(f'<text x="{MARGIN + 130 * i}" y="16" style="fill:{color}">{html.escape(name)}</text>')
     bottom = HEIGHT - MARGIN
+    ticks = ((bottom, low_y), (MARGIN + 4, high_y))
     parts += [
         f'<path d="M{MARGIN} {MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="currentColor" opacity=".4"/>',
-        f'<text x="4" y="{bottom}">{low_y:.3g}</text><text x="4" y="{MARGIN + 4}">{high_y:.3g}</text>',
+        *(f'<text x="{MARGIN - 6}" y="{at}" text-anchor="end">{y:.3g}</text>' for at, y in ticks),
         f'<text x="{MARGIN}" y="{bottom + 18}">{low_x}</text>',
         f'<text x="{WIDTH - MARGIN}" y="{bottom + 18}" text-anchor="end">{high_x}</text>',
         f'<text x="{WIDTH / 2}" y="{bottom + 34}" text-anchor="middle">{html.escape(x_label)}</text>',

@@ -1,55 +1,162 @@
-"""The report of a run: what every stage did and how long it took, the files with what they are worth, the training."""
+"""The report of a run: what every stage did and how long it took, the files with what they are worth, the training.
+
+One HTML page without scripts or anything from elsewhere, and the same facts as JSON.
+"""
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gguforge.convert.json_file import read_object
+from gguforge.distill.report import HEAD, sections
 from gguforge.distill.stages import Record, Stage, State
 from gguforge.distill.way import REFERENCE, Way
 from gguforge.quant.files import replacing
 
+MIB = 1 << 20
+LARGEST = 1 << 30  # bytes of a training's report; every step's loss is in it
 
-def write_report(way: Way, stages: Sequence[Stage], state: State) -> dict[str, Any]:
+Report = dict[str, Any]
+
+
+def write_report(way: Way, stages: Sequence[Stage], state: State) -> Report:
     """Write report.json and report.html; the former's content comes back."""
     report = described(way, stages, state.records)
-    for name, text in (("report.json", json.dumps(report, indent=2) + "\n"),):
+    for name, text in (("report.json", json.dumps(report, indent=2) + "\n"), ("report.html", page(report))):
         data = text.encode()
         with replacing(way.folder / name, len(data), overwrite=True) as part:
             part.write_bytes(data)
     return report
 
 
-def described(way: Way, stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, Any]:
+def described(way: Way, stages: Sequence[Stage], records: Mapping[str, Record]) -> Report:
     """The facts as JSON takes them."""
-    files = []
-    for preset in dict.fromkeys((*way.types, REFERENCE)) if way.types else ():
-        made = records["convert" if preset == REFERENCE else f"quantize {preset}"].facts
-        worth = records.get(f"evaluate {preset}")
-        size = {"bytes": made["bytes"], "bits_per_weight": made["bits_per_weight"]}
-        found = None if worth is None else worth.facts
-        files.append({"file": str(way.file(preset)), "type": preset, **size, "evaluation": found})
-    opened = f"gguforge chat {way.file(way.types[0])}" if way.types else ""
-    lines = [line for name in ("train", "finish") if name in records for line in records[name].facts["summary"]]
-    lines += [f"{preset['file']}: {preset['evaluation']['line']}" for preset in files if preset["evaluation"]]
-    lines.append(f"wrote {way.folder / 'report.html'}")
-    lines.append(f"chat with it: {opened}" if opened else f"the student is {way.training / 'checkpoint'}")
-    return {
+    known = [(one.name, records[one.name]) for one in stages]
+    files = [_file(way, preset, records) for preset in dict.fromkeys((*way.types, REFERENCE))] if way.types else []
+    report = {
+        "name": way.recipe.output.name,
         "output": str(way.folder),
-        "stages": [
-            {"stage": one.name, "seconds": records[one.name].seconds, **records[one.name].facts} for one in stages
-        ],
+        "stages": [{"stage": name, "seconds": record.seconds, **record.facts} for name, record in known],
+        "seconds": round(sum(record.seconds for _, record in known), 3),
         "files": files,
         "training": _training(way.training),
-        "finish": _training(way.finishing),
-        "open": opened,
-        "summary": lines,
+        "finish": None if way.recipe.finish is None else _training(way.finishing),
+        "open": f"gguforge chat {files[0]['file']}" if files else "",
+    }
+    return report | {"summary": summary(report, way.training / "checkpoint")}
+
+
+def _file(way: Way, preset: str, records: Mapping[str, Record]) -> Report:
+    made = records["convert" if preset == REFERENCE else f"quantize {preset}"].facts
+    worth = records.get(f"evaluate {preset}")
+    return {
+        "file": str(way.file(preset)),
+        "type": preset,
+        "bytes": made["bytes"],
+        "bits_per_weight": made["bits_per_weight"],
+        "evaluation": None if worth is None else worth.facts,
     }
 
 
-def _training(folder: Path) -> dict[str, Any] | None:
+def _training(folder: Path) -> Report | None:
     path = folder / "report.json"
-    return read_object(path, 1 << 30) if path.exists() else None
+    return read_object(path, LARGEST) if path.exists() else None
+
+
+def summary(report: Report, checkpoint: Path) -> list[str]:
+    """For people: what was won, what the files are worth, and how to open them."""
+    found = {stage["stage"]: stage for stage in report["stages"]}
+    lines = [line for name in ("train", "finish") if name in found for line in found[name]["summary"]]
+    for file in report["files"]:
+        worth = f": {file['evaluation']['line']}" if file["evaluation"] is not None else ""
+        lines.append(f"{file['file']}, {file['bytes'] / MIB:.2f} MiB{worth}")
+    lines.append(f"the report: {Path(report['output']) / 'report.html'}")
+    lines.append(f"chat with it: {report['open']}" if report["open"] else f"the student: {checkpoint}")
+    return lines
+
+
+def page(report: Report) -> str:
+    """The report as one HTML page."""
+    name = html.escape(report["name"])
+    stages = {stage["stage"]: stage for stage in report["stages"]}
+    parts = [
+        HEAD.replace("<title>Distillation</title>", f"<title>{name}</title>"),
+        f"<h1>{name}</h1>",
+        f"<p>Made in {_minutes(report['seconds'])} by {len(stages)} stages.</p>",
+        f"<p><code>{html.escape(report['open'])}</code></p>" if report["open"] else "",
+        *(_paragraphs(stages[one]["summary"]) for one in ("train", "finish") if one in stages),
+        _files(report["files"]),
+        _stages(report["stages"]),
+    ]
+    for key, title in (("training", "Training"), ("finish", "Training on blocks")):
+        if report[key] is not None:
+            parts.append(f"<h1>{title}</h1>{sections(report[key])}")
+    return f"{''.join(parts)}</body></html>\n"
+
+
+def _paragraphs(lines: Sequence[str]) -> str:
+    return "".join(f"<p><b>{html.escape(line)}</b></p>" for line in lines)
+
+
+def _minutes(seconds: float) -> str:
+    """A time for people.
+
+    >>> _minutes(4.2), _minutes(75), _minutes(7300)
+    ('4.2 s', '1 min 15 s', '2 h 2 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _files(files: Sequence[Report]) -> str:
+    """Size and worth of every file; notes below."""
+    if not files:
+        return ""
+    judges = list(dict.fromkeys(name for file in files for name in (file["evaluation"] or {}).get("against", {})))
+    head = ["file", "MiB", "bits a weight", "perplexity"]
+    head += [word for name in judges for word in (f"KLD from {name}", "same top")]
+    notes = dict.fromkeys(note for file in files for note in (file["evaluation"] or {}).get("notes", ()))
+    texts = dict.fromkeys(file["evaluation"]["text"] for file in files if file["evaluation"] is not None)
+    said = f"<p>Measured by llama.cpp on {html.escape(', '.join(texts))}, nats a token.</p>" if texts else ""
+    rows = [_file_row(file, judges) for file in files]
+    return f"<h2>Files</h2><div class=files>{_table(head, rows)}</div>{said}" + "".join(
+        f"<p>{html.escape(note)}</p>" for note in notes
+    )
+
+
+def _file_row(file: Report, judges: Sequence[str]) -> list[str]:
+    worth = file["evaluation"] or {}
+    name = html.escape(Path(file["file"]).name)
+    row = [name, f"{file['bytes'] / MIB:.2f}", f"{file['bits_per_weight']:.2f}", _estimate(worth.get("perplexity"), 3)]
+    for judge in judges:
+        found = worth.get("against", {}).get(judge, {})
+        row += [_estimate(found.get("kld"), 5), f"{100 * found['same_top']['value']:.1f} %" if found else ""]
+    return row
+
+
+def _estimate(found: Mapping[str, float] | None, digits: int) -> str:
+    if found is None:
+        return ""
+    return f"{found['value']:.{digits}f} <small>± {found['error']:.{digits}f}</small>"
+
+
+def _stages(stages: Sequence[Report]) -> str:
+    rows = []
+    for stage in stages:
+        said = [stage["line"], *stage.get("warnings", ())]
+        rows.append([html.escape(stage["stage"]), "<br>".join(map(html.escape, said)), _minutes(stage["seconds"])])
+    table = _table(["stage", "what it did", "time"], rows)
+    return f"<h2>Stages</h2><div class=text>{table}</div>"
