@@ -48,6 +48,7 @@ def footprint(
     on_blocks: bool = False,
     bfloat16: bool = False,
     written: tuple[int, int] = (0, 0),
+    scored: float = 1.0,
 ) -> Footprint:
     """Estimate the memory of one process.
 
@@ -59,6 +60,7 @@ def footprint(
         on_blocks: whether the student is held on blocks.
         bfloat16: whether the forward pass is computed in bfloat16.
         written: texts that the student writes at once, and tokens of each.
+        scored: share of the tokens that a head is applied to.
     """
     layers = _number(config, "num_hidden_layers", "n_layer", "n_layers")
     hidden = _number(config, "hidden_size", "n_embd", "dim")
@@ -79,7 +81,7 @@ def footprint(
         blocks=3 * parameters * FLOAT if on_blocks else 0,
         teacher=teacher_parameters * FLOAT,
         activations=tokens * kept,
-        scores=tokens * vocabulary * FLOAT * copies,
+        scores=int(scored * tokens) * vocabulary * FLOAT * copies,
         writing=texts * (2 * length * cache + 3 * vocabulary * FLOAT),  # a cache that grows is copied
     )
 

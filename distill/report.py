@@ -147,7 +147,8 @@ WHEN = {"before": "start", "after": "end"}
 
 def _measured(found: Mapping[str, Any]) -> Measured:
     """What `described` made of it."""
-    return Measured(**{name: math.nan if value is None else value for name, value in found.items()})
+    values: dict[str, Any] = {name: math.nan if value is None else value for name, value in found.items()}
+    return Measured(**values)
 
 
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Distillation</title><style>

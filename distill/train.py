@@ -199,6 +199,7 @@ def expected_memory(shop: Workshop, student: Any) -> Footprint:
         on_blocks=recipe.blocks is not None,
         bfloat16=recipe.hardware.precision == "bfloat16",
         written=_written(recipe),
+        scored=shop.scored,
     )
 
 

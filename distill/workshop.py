@@ -38,11 +38,13 @@ class Workshop:
         held_out: the documents to measure on.
         context: tokens of the longest document.
         teacher: in memory, or None.
+        scored: share of the tokens that a head is applied to, at most.
     """
 
     material: Sequence[Document]
     held_out: Sequence[Document]
     context: int
+    scored: float = 1.0
 
     def __init__(self, recipe: Recipe, output: Path, group: Group) -> None:
         self.recipe, self.output, self.group = recipe, output, group

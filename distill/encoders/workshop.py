@@ -16,7 +16,7 @@ from typing import Any
 from gguforge.convert.json_file import read_object
 from gguforge.distill import students
 from gguforge.distill.batches import Batch
-from gguforge.distill.encoders.masking import EncoderReading, encoder_batch
+from gguforge.distill.encoders.masking import SHARE, EncoderReading, encoder_batch
 from gguforge.distill.encoders.measure import Array, embeddings, objective_loss, with_embeddings
 from gguforge.distill.encoders.pooling import MODULES, Pooling, read_pooling, write_pooling
 from gguforge.distill.encoders.text import EncoderText, Words
@@ -52,6 +52,7 @@ class EncoderWorkshop(Workshop):
         self.poolings = self._poolings()
         text = EncoderText(self.home)
         self.words, self.pad = (text.words() if has_head else None), text.pad
+        self.scored = SHARE if has_head else 0.0
         self.material = text.documents(data.text, data.context, lines=self.has_embeddings)
         self.held_out = []
         if data.held_out:
