@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguforge.convert.json_file import CONFIG_LIMIT, Json, read_object, read_text
+from gguforge.convert.json_file import CONFIG_LIMIT, Json, read_list, read_object, read_text
 from gguforge.convert.safetensors import StoredTensor, read_safetensors
 from gguforge.quant.errors import CheckpointError
 
@@ -55,6 +55,10 @@ class Checkpoint:
     def object(self, name: str, limit: int = CONFIG_LIMIT) -> Json:
         """The JSON object in a file, {} if there is no such file; see `read_object` for the errors."""
         return read_object(inside(self.folder, name), limit) if self.has(name) else {}
+
+    def list(self, name: str) -> list[Json]:
+        """The objects of the JSON list in a file; see `read_list` for the errors."""
+        return read_list(inside(self.folder, name))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

@@ -37,8 +37,6 @@ EXPECTED: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True, False),
     "partial_rotary_factor": (1,),
     "rope_interleaved": (False,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "scale_attn_weights": (True,),
     "use_mrope": (False,),
     "use_sliding_window": (False,),
 }
@@ -159,14 +157,20 @@ class Config:
         return self._number(name, default if value is None else value)
 
 
-def unreported(config: Config, understood: frozenset[str], rope_types: tuple[str, ...]) -> list[str]:
-    """One line for every field that may change the result and is not understood."""
+def unreported(
+    config: Config,
+    understood: frozenset[str],
+    rope_types: tuple[str, ...],
+    own: Mapping[str, tuple[object, ...]] = EXPECTED,
+) -> list[str]:
+    """One line for every field that may change the result and is not understood; `own` goes beside `EXPECTED`."""
+    expected = {**EXPECTED, **own}
     known = (
-        HARMLESS | understood | {"rope_parameters", "rope_scaling", "layer_types", "sliding_window"} | EXPECTED.keys()
+        HARMLESS | understood | {"rope_parameters", "rope_scaling", "layer_types", "sliding_window"} | expected.keys()
     )
     values = {name: value for name, value in config.values.items() if value is not None}
     lines = [_line(name, value, "is not understood") for name, value in values.items() if name not in known]
-    for name, accepted in EXPECTED.items():
+    for name, accepted in expected.items():
         if name in values and values[name] not in accepted:
             lines.append(_line(name, values[name], "has no counterpart in llama.cpp's graph"))
     lines += _attention_lines(config, values)

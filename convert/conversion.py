@@ -10,13 +10,14 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 from gguforge.convert.architectures import find_architecture
 from gguforge.convert.architectures.base import UNDERSTOOD, Architecture, Row, Sizes, check, hyperparameters
 from gguforge.convert.checkpoint import Checkpoint, inside, read_checkpoint
 from gguforge.convert.config import Config, unreported
-from gguforge.convert.json_file import read_object
+from gguforge.convert.json_file import Json, read_object
 from gguforge.convert.metadata import general_metadata
 from gguforge.convert.names import file_name
 from gguforge.convert.operations import CAST_DTYPES, CastToFloat, PermuteHeads, SkipRows, Transpose
@@ -83,7 +84,7 @@ def plan(
     config = Config(folder.config, config_path, architecture.defaults, architecture.aliases)
     check(architecture, config)
     understood = UNDERSTOOD | architecture.understood | set(architecture.aliases.values())
-    for line in unreported(config, understood, architecture.rope_types):
+    for line in unreported(config, understood, architecture.rope_types, architecture.expected):
         warn(line)
     as_is = preset is None or preset.name in FLOAT_TYPES
     float_type = GGMLQuantizationType[preset.name if preset is not None and as_is else _stored_type(folder)]
@@ -91,6 +92,35 @@ def plan(
     metadata = _metadata(architecture, config, folder, tensors, float_type, pre, model_name, warn)
     made = Plan(metadata, tensors)
     return made if preset is None or as_is else retype(made, preset, overrides=Overrides(table=rules))
+
+
+def plan_weights(config: Json, type: str) -> Plan:
+    """Plan the weights of a model that does not exist yet, from its config.json alone; without a tokenizer.
+
+    The tensors' sources lead nowhere: others must take their places before the plan is executed.
+
+    Args:
+        config: the content of a config.json.
+        type: as in `plan`.
+
+    Raises:
+        CheckpointError: the config is not understood.
+        InputError: no such type.
+    """
+    path = Path("config.json")
+    architecture = find_architecture(config, path)
+    read = Config(config, path, architecture.defaults, architecture.aliases)
+    check(architecture, read)
+    sizes = architecture.sizes(read)
+    stored = {}
+    for name, (_, row) in _expected(architecture, read, (), sizes["layers"], log.warning).items():
+        shape = tuple(sizes[size] for size in row.shape.split())
+        stored[name] = StoredTensor(architecture.prefix + name, "BF16", shape, str(path), 0, 2 * prod(shape))
+    folder = Checkpoint(path.parent, config, stored)
+    tensors = _tensors(architecture, read, folder, GGMLQuantizationType.BF16, log.warning)
+    metadata = {"general.architecture": string(architecture.name)}
+    metadata |= hyperparameters(architecture, read, folder, FLOAT_TYPES["BF16"])
+    return retype(Plan(metadata, tensors), find_preset(type).name)
 
 
 def plan_vocabulary(checkpoint: str | os.PathLike[str], *, warn: Warn = log.warning) -> Plan:

@@ -63,6 +63,25 @@ def read_object(path: Path, limit: int = CONFIG_LIMIT) -> Json:
     Raises:
         CheckpointError: the file is not JSON, or holds something other than an object.
     """
+    value = _read(path, limit)
+    if not isinstance(value, dict):
+        raise CheckpointError("unexpected JSON", path=path, expected="an object", found=type(value).__name__)
+    return value
+
+
+def read_list(path: Path, limit: int = CONFIG_LIMIT) -> list[Json]:
+    """The objects of the JSON list in a file.
+
+    Raises:
+        CheckpointError: the file is not JSON, or holds something other than a list.
+    """
+    value = _read(path, limit)
+    if not isinstance(value, list):
+        raise CheckpointError("unexpected JSON", path=path, expected="a list", found=type(value).__name__)
+    return objects(value)
+
+
+def _read(path: Path, limit: int) -> Any:
     text = read_text(path, limit)
     try:
         value = json.loads(text)
@@ -72,6 +91,4 @@ def read_object(path: Path, limit: int = CONFIG_LIMIT) -> Json:
         raise CheckpointError(
             "this is not JSON", path=path, found=str(error), remedy="Download the file again."
         ) from None
-    if not isinstance(value, dict):
-        raise CheckpointError("unexpected JSON", path=path, expected="an object", found=type(value).__name__)
     return value

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from gguforge.convert.architectures.base import Architecture
+from gguforge.convert.architectures.bert import BERT, DISTILBERT
 from gguforge.convert.architectures.gpt2 import GPT2
 from gguforge.convert.architectures.llama import LLAMA, MISTRAL
 from gguforge.convert.architectures.qwen import QWEN2, QWEN3
@@ -13,7 +14,9 @@ from gguforge.convert.json_file import Json
 from gguforge.quant.errors import CheckpointError
 
 ARCHITECTURES: dict[str, Architecture] = {
-    name: architecture for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2) for name in architecture.classes
+    name: architecture
+    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, DISTILBERT)
+    for name in architecture.classes
 }
 
 

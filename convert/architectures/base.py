@@ -63,7 +63,8 @@ class Architecture:
         sizes: what the table's shapes are written in, by name; "layers" is the number of layers.
         parameters: the metadata that the graph is built from, in file order.
         activations: the values of hidden_act that the graph computes.
-        understood: config fields used beyond `UNDERSTOOD`.
+        understood: config fields used beyond `UNDERSTOOD`, or without effect.
+        expected: config fields of which only these values mean what the graph computes.
         aliases: what its config.json calls a field, by the name that most others use.
         prefix: what stands before tensor names where the checkpoint was saved by a class with a head.
         endings: older endings of tensor names, and what they are today.
@@ -83,6 +84,7 @@ class Architecture:
     parameters: Callable[[Config, Sizes], dict[str, Value]]
     activations: tuple[str, ...] = ("silu", "swish")
     understood: frozenset[str] = frozenset()
+    expected: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
     endings: Mapping[str, str] = field(default_factory=dict)

@@ -42,6 +42,7 @@ GPT2 = Architecture(
         summary_use_proj
         """.split()  # noqa: SIM905 - a dozen quotes less
     ),
+    expected={"scale_attn_by_inverse_layer_idx": (False,), "scale_attn_weights": (True,)},
     aliases={
         "hidden_act": "activation_function",
         "hidden_size": "n_embd",

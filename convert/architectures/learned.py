@@ -17,6 +17,7 @@ def learned_sizes(config: Config) -> dict[str, int]:
         "layers": config.count("num_hidden_layers", MAX_LAYERS),
         "vocab": config.count("vocab_size"),
         "positions": positions,
+        "padding": 0,
         "context": positions,
         "hidden": hidden,
         "ffn": config.count("intermediate_size"),

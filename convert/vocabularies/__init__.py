@@ -1,10 +1,12 @@
-"""Vocabularies: the tokenizer's metadata, from tokenizer.model or tokenizer.json."""
+"""Vocabularies: the tokenizer's metadata, from whichever files hold the tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from gguforge.convert.checkpoint import Checkpoint
+from gguforge.convert.json_file import TOKENIZER_LIMIT, Json
 from gguforge.convert.vocabularies.bpe import (
     BPE,
     FILE_NAME,
@@ -15,14 +17,32 @@ from gguforge.convert.vocabularies.bpe import (
 )
 from gguforge.convert.vocabularies.pretokenizers import NAMES, find_pretokenizer, normalizer_metadata
 from gguforge.convert.vocabularies.sentencepiece import is_sentencepiece, sentencepiece_tokens
-from gguforge.convert.vocabularies.special import chat_templates, special_metadata
+from gguforge.convert.vocabularies.special import ID_KEYS, chat_templates, special_metadata
 from gguforge.convert.vocabularies.tokens import token_metadata
 from gguforge.convert.vocabularies.vocab_files import has_vocabulary_files, read_vocabulary_files
+from gguforge.convert.vocabularies.wordpiece import read_wordpiece, wordpiece_tokens
 from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.errors import CheckpointError
-from gguforge.quant.metadata import Value, array, boolean
+from gguforge.quant.metadata import Value, array, boolean, uint32
 
 Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer as it was found.
+
+    Attributes:
+        pairs: metadata of the vocabulary itself, in file order.
+        tokenizer: tokenizer.json, for what it says of special tokens; {} if there is none.
+        normalizer: what is done to a text first, by llama.cpp's names.
+        ids: special tokens by role that no other file tells.
+    """
+
+    pairs: dict[str, Value]
+    tokenizer: Json = field(default_factory=dict)
+    normalizer: dict[str, bool] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict)
 
 
 def tokenizer_metadata(
@@ -42,42 +62,56 @@ def tokenizer_metadata(
     """
     if pre is not None and pre not in NAMES:
         raise CheckpointError(f"--pre {pre!r} is not known", remedy=f"Known: {', '.join(sorted(NAMES))}.")
+    found = _find(checkpoint, vocab_size, kinds, pre, warn)
+    pairs = found.pairs | special_metadata(checkpoint, found.tokenizer, vocab_size, warn)
+    told = {f"tokenizer.ggml.{ID_KEYS[role]}": uint32(i) for role, i in found.ids.items()}
+    pairs = pairs | {key: value for key, value in told.items() if key not in pairs}
+    pairs |= chat_templates(checkpoint, warn)
+    return pairs | {f"tokenizer.ggml.normalizer.{key}": boolean(flag) for key, flag in found.normalizer.items()}
+
+
+def _find(checkpoint: Checkpoint, vocab_size: int, kinds: tuple[str, ...], pre: str | None, warn: Warn) -> Vocabulary:
+    if "wordpiece" in kinds:
+        return _wordpiece(checkpoint, vocab_size, pre, warn)
     if "sentencepiece" in kinds and is_sentencepiece(checkpoint):
         tokens = sentencepiece_tokens(checkpoint, vocab_size, warn)
-        tokenizer = checkpoint.object(FILE_NAME, 256 << 20)
-        pairs = token_metadata("llama", "default", tokens, scored=True)
-        normal: dict[str, bool] = normalizer_metadata(tokenizer, _ignore)
-    elif checkpoint.has(FILE_NAME):
-        bpe = read_bpe(checkpoint)
-        tokenizer = bpe.json
-        if bpe.is_byte_fallback and "byte_fallback" in kinds:
-            tokens = byte_fallback_tokens(bpe, vocab_size, checkpoint)
-            pairs = token_metadata("llama", "default", tokens, scored=True)
-        else:
-            pairs = _byte_level(bpe, vocab_size, checkpoint, pre or _pretokenizer(bpe, checkpoint))
-        normal = normalizer_metadata(tokenizer, warn)
-    elif has_vocabulary_files(checkpoint):
+        tokenizer = checkpoint.object(FILE_NAME, TOKENIZER_LIMIT)
+        normalizer = normalizer_metadata(tokenizer, _ignore)
+        return Vocabulary(token_metadata("llama", "default", tokens, scored=True), tokenizer, normalizer)
+    if checkpoint.has(FILE_NAME):
+        return _tokenizer_json(checkpoint, vocab_size, kinds, pre, warn)
+    if has_vocabulary_files(checkpoint):
         bpe, name = read_vocabulary_files(checkpoint)
-        tokenizer, normal = {}, {}
-        pairs = _byte_level(bpe, vocab_size, checkpoint, pre or name)
-    else:
-        remedy = "Add tokenizer.json, tokenizer.model (sentencepiece), or vocab.json with merges.txt."
-        raise CheckpointError("there is no tokenizer that can be read", path=checkpoint.folder, remedy=remedy)
-    pairs |= special_metadata(checkpoint, tokenizer, vocab_size, warn)
-    pairs |= chat_templates(checkpoint, warn)
-    return pairs | {f"tokenizer.ggml.normalizer.{key}": boolean(flag) for key, flag in normal.items()}
+        return Vocabulary(_byte_level(bpe, vocab_size, checkpoint, pre or name), bpe.json)
+    remedy = "Add tokenizer.json, tokenizer.model (sentencepiece), or vocab.json with merges.txt."
+    raise CheckpointError("there is no tokenizer that can be read", path=checkpoint.folder, remedy=remedy)
 
 
 def _ignore(line: str) -> None:
     """For what the sentencepiece model beside tokenizer.json settles."""
 
 
-def _pretokenizer(bpe: BPE, checkpoint: Checkpoint) -> str:
-    tidies = checkpoint.object("tokenizer_config.json").get("clean_up_tokenization_spaces") is True
-    return find_pretokenizer(bpe.json, tidies, checkpoint.folder / FILE_NAME)
+def _tokenizer_json(
+    checkpoint: Checkpoint, vocab_size: int, kinds: tuple[str, ...], pre: str | None, warn: Warn
+) -> Vocabulary:
+    bpe = read_bpe(checkpoint)
+    if bpe.is_byte_fallback and "byte_fallback" in kinds:
+        pairs = token_metadata("llama", "default", byte_fallback_tokens(bpe, vocab_size, checkpoint), scored=True)
+    else:
+        tidies = checkpoint.object("tokenizer_config.json").get("clean_up_tokenization_spaces") is True
+        name = pre or find_pretokenizer(bpe.json, tidies, checkpoint.folder / FILE_NAME)
+        pairs = _byte_level(bpe, vocab_size, checkpoint, name)
+    return Vocabulary(pairs, bpe.json, normalizer_metadata(bpe.json, warn))
 
 
 def _byte_level(bpe: BPE, vocab_size: int, checkpoint: Checkpoint, pre: str) -> dict[str, Value]:
     tokens = byte_level_tokens(bpe, vocab_size, checkpoint)
     merges = array(GGUFValueType.STRING, written_merges(bpe))
     return token_metadata("gpt2", pre, tokens, scored=False) | {"tokenizer.ggml.merges": merges}
+
+
+def _wordpiece(checkpoint: Checkpoint, vocab_size: int, pre: str | None, warn: Warn) -> Vocabulary:
+    read = read_wordpiece(checkpoint)
+    pairs = token_metadata("bert", pre or read.pre, wordpiece_tokens(read, vocab_size), scored=False)
+    normalizer = normalizer_metadata(read.json, warn) if read.json else read.unusual_normalizer(checkpoint)
+    return Vocabulary(pairs, read.json, normalizer, read.unusual_ids(checkpoint))

@@ -2,37 +2,25 @@
 
 The byte-level kind (GPT-2's, Llama 3's, Qwen's) keeps its merges. The byte-fallback kind (Llama 2's, Mistral's) is a
 sentencepiece vocabulary in other clothes: llama.cpp merges it by scores, so each token gets the rank of its merge as
-score. Other models (WordPiece, Unigram) are refused.
+score.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from gguforge.convert.checkpoint import Checkpoint
-from gguforge.convert.json_file import TOKENIZER_LIMIT, Json, objects
-from gguforge.convert.vocabularies.sentencepiece import added_tokens
-from gguforge.convert.vocabularies.special import content
-from gguforge.convert.vocabularies.tokens import Kind, Token, added, looks_special, padding
+from gguforge.convert.json_file import TOKENIZER_LIMIT, Json
+from gguforge.convert.vocabularies.tables import AddedToken, added_tokens_of, base_tokens, checked_vocabulary
+from gguforge.convert.vocabularies.tokens import Kind, Token, added, looks_special
 from gguforge.quant.errors import CheckpointError
 
 FILE_NAME = "tokenizer.json"
 BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A token beside the BPE model's own vocabulary, or one of them with a flag."""
-
-    text: str
-    special: bool
-    normalized: bool
 
 
 @dataclass(frozen=True)
@@ -80,17 +68,6 @@ def read_bpe(checkpoint: Checkpoint) -> BPE:
     return BPE(tokenizer, vocabulary, merges, added_tokens_of(tokenizer, vocabulary, checkpoint))
 
 
-def checked_vocabulary(vocabulary: object, path: Path) -> dict[str, int]:
-    """A table of ids by text.
-
-    Raises:
-        CheckpointError: it is something else.
-    """
-    if not isinstance(vocabulary, dict) or not all(map(_is_id, vocabulary.values())):
-        raise CheckpointError("vocab is no table of ids", path=path)
-    return vocabulary
-
-
 def checked_merges(merges: object, path: Path) -> list[Any]:
     """A list of pairs of texts.
 
@@ -105,54 +82,11 @@ def checked_merges(merges: object, path: Path) -> list[Any]:
     return merges
 
 
-def _is_id(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 31
-
-
 def _pair(merge: object) -> tuple[str, str] | None:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if isinstance(parts, list) and len(parts) == 2 and isinstance(parts[0], str) and isinstance(parts[1], str):
         return parts[0], parts[1]
     return None
-
-
-def added_tokens_of(
-    tokenizer: Json, vocabulary: dict[str, int], checkpoint: Checkpoint, names: Mapping[str, str] = MappingProxyType({})
-) -> dict[int, AddedToken]:
-    """Added tokens by id: tokenizer.json's, changed and extended by tokenizer_config.json's, as transformers does.
-
-    Args:
-        names: the special tokens that the tokenizer's class has where tokenizer_config.json names none.
-    """
-    tokens: dict[int, AddedToken] = {}
-    for entry in objects(tokenizer.get("added_tokens")):
-        if isinstance(entry.get("content"), str) and _is_id(entry.get("id")):
-            special = entry.get("special") is True
-            tokens[entry["id"]] = AddedToken(entry["content"], special, entry.get("normalized", not special) is True)
-    config = checkpoint.object("tokenizer_config.json")
-    if (
-        "added_tokens_decoder" not in config
-    ):  # an old checkpoint: its special tokens may be named in a file of their own
-        config = checkpoint.object("special_tokens_map.json") | {key: entry for key, entry in config.items() if entry}
-    ids = {token.text: i for i, token in tokens.items()}
-
-    def add(text: str, special: bool) -> None:
-        i = ids.get(text, vocabulary.get(text))
-        if i is None:
-            i = max([*vocabulary.values(), *tokens], default=-1) + 1
-        ids[text] = i
-        tokens[i] = AddedToken(text, special, tokens[i].normalized if i in tokens else False)
-
-    listed = config.get("additional_special_tokens")
-    named = [content(config.get(name, names.get(name))) for name in SPECIAL_NAMES]
-    named += [content(entry) for entry in listed] if isinstance(listed, list) else []
-    own = [(i, token.text, token.special) for i, token in tokens.items()]
-    for _, text, special in sorted(added_tokens(config) if "added_tokens_decoder" in config else own):
-        add(text, special or text in named)
-    for name in named:
-        if name is not None and name not in ids:
-            add(name, special=True)
-    return tokens
 
 
 def byte_level_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> list[Token]:
@@ -161,7 +95,7 @@ def byte_level_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> list
     Raises:
         CheckpointError: the tokenizer has ids beyond `vocab_size`.
     """
-    tokens = _base_tokens(bpe, vocab_size, checkpoint)
+    tokens = base_tokens(bpe.vocabulary, bpe.added, vocab_size, checkpoint.folder / FILE_NAME)
     for i, token in bpe.added.items():
         text = token.text if token.normalized else decoded(token.text)
         if token.special or looks_special(text):
@@ -177,7 +111,7 @@ def byte_fallback_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> l
     Raises:
         CheckpointError: the tokenizer has ids beyond `vocab_size`.
     """
-    tokens = _base_tokens(bpe, vocab_size, checkpoint)
+    tokens = base_tokens(bpe.vocabulary, bpe.added, vocab_size, checkpoint.folder / FILE_NAME)
     scores = merge_scores(bpe.pairs())
     unknown = bpe.json["model"].get("unk_token")
     for text, i in bpe.vocabulary.items():
@@ -185,19 +119,6 @@ def byte_fallback_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> l
         tokens[i] = Token(text, kind, scores.get(text, 0.0 if kind != Kind.NORMAL else -float(len(scores))))
     for i, token in bpe.added.items():
         tokens[i] = added(token.text, token.special)
-    return tokens
-
-
-def _base_tokens(bpe: BPE, vocab_size: int, checkpoint: Checkpoint) -> list[Token]:
-    most = max([*bpe.vocabulary.values(), *bpe.added], default=-1)
-    if most >= vocab_size:
-        sides = {"expected": f"ids below {vocab_size} (vocab_size of config.json)", "found": f"id {most}"}
-        raise CheckpointError(
-            "the tokenizer has more tokens than the model", path=checkpoint.folder / FILE_NAME, **sides
-        )
-    tokens = [padding(i) for i in range(vocab_size)]
-    for text, i in bpe.vocabulary.items():
-        tokens[i] = Token(text, Kind.NORMAL)
     return tokens
 
 

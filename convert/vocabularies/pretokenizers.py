@@ -77,11 +77,12 @@ DEEPSEEK_LLM_OPENING = (_split(r"[\r\n]"), _split(r"\s?[A-Za-zµÀ-ÖØ-öø-ƺ"
 
 NAMES = frozenset(STRUCTURES.values()) | frozenset(
     """
-    a.x-4.0 afmoe bailingmoe bailingmoe2 chameleon chatglm-bpe codeshell command-r dbrx deepseek-llm deepseek-r1-qwen
-    default exaone exaone-moe exaone4 f2llmv2 falcon-h1 falcon3 gigachat glm4 gpt3-finnish granite-docling grok-2
-    hunyuan hunyuan-dense jais jais-2 jina-v2-code kanana2 kimi-k2 kormo laguna lfm2 llama3 llama4 megrez mellum mellum2
-    midm-2.0 minerva-7b minimax-m2 mpt olmo phi-2 pixtral poro-chat refact roberta-bpe seed-coder smaug-bpe solar-open
-    stablelm2 starcoder superbpe talkie tiny_aya trillion ufakzeka youtu
+    a.x-4.0 afmoe bailingmoe bailingmoe2 bert-bge bert-bge-large chameleon chatglm-bpe codeshell command-r dbrx
+    deepseek-llm deepseek-r1-qwen default exaone exaone-moe exaone4 f2llmv2 falcon-h1 falcon3 gigachat glm4
+    gpt3-finnish granite-docling grok-2 hunyuan hunyuan-dense jais jais-2 jina-v1-en jina-v2-code jina-v2-en kanana2
+    kimi-k2 kormo laguna lfm2 llama3 llama4 megrez mellum mellum2 midm-2.0 minerva-7b minimax-m2 mpt olmo phi-2
+    pixtral poro-chat refact roberta-bpe seed-coder smaug-bpe solar-open stablelm2 starcoder superbpe talkie
+    tiny_aya trillion ufakzeka youtu
     """.split()  # noqa: SIM905 - sixty quotes less
 )
 """Every name that `--pre` takes."""
@@ -100,6 +101,8 @@ def find_pretokenizer(tokenizer: Json, tidies_spaces: bool, path: Path) -> str:
     """
     steps = structure(tokenizer.get("pre_tokenizer"))
     name = STRUCTURES.get(steps)
+    if name == "gpt-2" and _is_roberta(tokenizer):
+        return "roberta-bpe"  # the same cuts; llama.cpp then adds the separator that RoBERTa puts between texts
     if (
         name is None
         and len(steps) > 2
@@ -118,6 +121,11 @@ def find_pretokenizer(tokenizer: Json, tidies_spaces: bool, path: Path) -> str:
     if name == "smollm" and tidies_spaces:
         return "starcoder"
     return name
+
+
+def _is_roberta(tokenizer: Json) -> bool:
+    processor = tokenizer.get("post_processor")
+    return isinstance(processor, dict) and processor.get("type") == "RobertaProcessing"
 
 
 def _begins_with_bos(tokenizer: Json) -> bool:
@@ -174,6 +182,11 @@ def normalizer_metadata(tokenizer: Json, warn: Warn) -> dict[str, bool]:
             flags["lowercase"] = True
         elif kind == "StripAccents":
             flags["strip_accents"] = True
+        elif kind == "BertNormalizer":
+            flags.update({name: normalizer[name] for name in ("lowercase", "strip_accents")
+                          if isinstance(normalizer.get(name), bool)})  # fmt: skip
+            if normalizer.get("handle_chinese_chars") is False:
+                warn("tokenizer.json: llama.cpp cuts every Chinese character apart, which this tokenizer does not")
         elif kind not in ("NFC", "Prepend", "Replace"):
             warn(
                 f"tokenizer.json: normalizer {str(kind)[:40]} is not applied by llama.cpp: texts may be cut differently"
@@ -181,4 +194,4 @@ def normalizer_metadata(tokenizer: Json, warn: Warn) -> dict[str, bool]:
 
     if isinstance(normalizer := tokenizer.get("normalizer"), dict):
         read(normalizer)
-    return flags
+    return {name: flags[name] for name in ("lowercase", "strip_accents") if name in flags}

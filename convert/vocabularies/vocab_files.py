@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from gguforge.convert.checkpoint import Checkpoint
 from gguforge.convert.json_file import TOKENIZER_LIMIT
-from gguforge.convert.vocabularies.bpe import BPE, added_tokens_of, checked_merges, checked_vocabulary
+from gguforge.convert.vocabularies.bpe import BPE, checked_merges
+from gguforge.convert.vocabularies.tables import added_tokens_file, added_tokens_of, checked_vocabulary
 from gguforge.quant.errors import CheckpointError
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
@@ -55,9 +56,7 @@ def read_vocabulary_files(checkpoint: Checkpoint) -> tuple[BPE, str]:
     folder = checkpoint.folder
     vocabulary = checked_vocabulary(checkpoint.object(VOCABULARY, TOKENIZER_LIMIT), folder / VOCABULARY)
     merges = checked_merges(_merges(checkpoint.text(MERGES)), folder / MERGES)
-    listed = checkpoint.object("added_tokens.json").items()
-    own = [{"id": i, "content": text, "special": False, "normalized": False} for text, i in listed]
-    added = added_tokens_of({"added_tokens": own}, vocabulary, checkpoint, found.names)
+    added = added_tokens_of(added_tokens_file(checkpoint), vocabulary, checkpoint, found.names)
     return BPE({}, vocabulary, merges, added), found.pre
 
 

@@ -41,14 +41,15 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep checkpoints and reference files here")
     arguments = parser.parse_args()
     sys.path[:0] = [str(arguments.llama_cpp), str(arguments.llama_cpp / "gguf-py")]
-    import learned_checkpoints  # these import gguf: only now, so that it is llama.cpp's own
+    import encoder_checkpoints  # these import gguf: only now, so that it is llama.cpp's own
+    import learned_checkpoints
     from checkpoints import CASES, build
     from manifest import manifest
 
     goldens: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         base = arguments.keep or Path(scratch)
-        for name, case in (CASES | learned_checkpoints.CASES).items():
+        for name, case in (CASES | learned_checkpoints.CASES | encoder_checkpoints.CASES).items():
             folder = build(case, base / name)
             output = base / name / "reference.gguf"
             reference(case, folder, output)

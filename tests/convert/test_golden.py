@@ -1,4 +1,4 @@
-"""Every case of both checkpoint files against what llama.cpp's converter wrote: golden.json, by make_goldens.py."""
+"""Every case of the checkpoint files against what llama.cpp's converter wrote: golden.json, by make_goldens.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import encoder_checkpoints
 import learned_checkpoints
 import pytest
 from checkpoints import CASES as LLAMA_LIKE
@@ -14,7 +15,7 @@ from manifest import manifest
 
 from gguforge.convert import convert
 
-CASES = LLAMA_LIKE | learned_checkpoints.CASES
+CASES = LLAMA_LIKE | learned_checkpoints.CASES | encoder_checkpoints.CASES
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text("utf-8"))
 
 DIFFERENT = {

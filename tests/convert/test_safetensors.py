@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -197,5 +198,13 @@ def read_or_refuse(data: bytes, tmp_path_factory: Any) -> None:
     assert position + sum(tensor.nbytes for tensor in tensors.values()) == len(data)
 
 
-def test_refusing_needs_neither_torch_nor_safetensors() -> None:
-    assert not {"torch", "transformers", "safetensors"} & set(sys.modules)
+def test_refusing_needs_neither_torch_nor_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"no such header")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom gguforge.convert.safetensors import read_safetensors\n"
+        f"try:\n    read_safetensors(Path({str(path)!r}))\nexcept Exception as error:\n"
+        "    print(type(error).__name__, *sorted({'torch', 'transformers', 'safetensors'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["CheckpointError"]
