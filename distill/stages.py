@@ -7,6 +7,7 @@ found. Stages that take long are never thrown away unasked.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from gguforge.quant.files import replacing
 STATE = "run.json"
 FORMAT = "gguforge run 1"
 END = "end"  # the word after the last stage
-HASH = 64  # characters of a SHA-256 in hexadecimal
+HASH = re.compile('"[0-9a-f]{64}"')
 
 Facts = dict[str, Any]
 Standing = Literal["new", "begun", "done", "changed"]
@@ -210,9 +211,8 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def _difference(name: str, old: Any, new: Any) -> str:
-    if any(isinstance(value, str) and len(value) == HASH for value in (old, new)):
-        return f"{name} is another"
-    return f"{name} was {json.dumps(old)}, is {json.dumps(new)}"
+    before, after = json.dumps(old), json.dumps(new)
+    return f"{name} is another" if HASH.search(before + after) else f"{name} was {before}, is {after}"
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

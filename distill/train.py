@@ -27,7 +27,7 @@ from gguforge.distill.identity import recipe_key
 from gguforge.distill.measure import Measured
 from gguforge.distill.processes import Group, processes
 from gguforge.distill.recipe import BlocksPart, Losses, Recipe
-from gguforge.distill.students import is_encoder
+from gguforge.distill.students import is_encoder, load
 from gguforge.distill.trainer import History, Trainer
 from gguforge.distill.workshop import Workshop, student_config
 from gguforge.quant.errors import InputError
@@ -149,6 +149,7 @@ def _run(shop: Workshop, name: str, seed: int, losses: Losses, student: Any, shi
     """Make one run, or go on with it; write the student if it is the one that ships."""
     recipe, group = shop.recipe, shop.group
     folder = shop.output / "runs" / name
+    load("torch").manual_seed(seed)  # of dropout, whatever was drawn before
     grid = _grid(shop, recipe.blocks, student, folder) if recipe.blocks is not None else None
     start = shop.worth(student)
     trainer = Trainer(
@@ -178,7 +179,7 @@ def _grid(shop: Workshop, part: BlocksPart, student: Any, folder: Path) -> Grid:
     if shop.group.first and not (source / "config.json").is_file():
         shop.save(student, source)
     shop.group.wait()
-    guide = None if part.imatrix is None else Guide.from_matrix(read_imatrix(part.imatrix), str(part.imatrix))
+    guide = None if part.imatrix is None else Guide.from_matrix(read_imatrix(part.imatrix), part.imatrix.name)
     plan = plan_blocks(source, part.preset, guide=guide)
     weights = dict(student.named_parameters())
     return Grid(weights, plan, placements(plan, source), part.refresh, part.scales_only)
