@@ -7,6 +7,7 @@ import click
 from gguforge.cli.lazy import LazyGroup
 
 COMMANDS = {
+    "plan": "Propose a student for a machine, from its memory and its measured speed.",
     "run": "Follow a recipe the whole way, from the teacher to files that chat.",
     "generate": "Let a teacher answer prompts: conversations to learn from.",
     "collect": "Write down what a teacher expects after every token of a text: soft targets.",

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from gguforge.convert.checkpoint import read_checkpoint
 from gguforge.convert.conversion import plan as plan_checkpoint
-from gguforge.convert.operations import CastToFloat, PermuteHeads, SkipRows, Transpose
+from gguforge.convert.operations import CastToFloat, PermuteHeads, Rearranged, SkipRows, Transpose
 from gguforge.distill.lattice import Lattice, ScaledLattice, from_numpy, lattice_of
 from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.errors import InputError
@@ -111,6 +111,7 @@ def placements(plan: Plan, checkpoint: str | os.PathLike[str]) -> list[Placement
         elif isinstance(source, SkipRows):
             moved["skip"] = source.count
         if moved:
+            assert isinstance(source, Rearranged)
             source = source.base
         if not isinstance(source, FileSource | CastToFloat):
             raise InputError(

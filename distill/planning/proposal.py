@@ -1,0 +1,111 @@
+"""A proposal as files: a recipe that `gguforge distill run` takes, and the config.json of a student that is new."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguforge.distill.planning.cost import BATCH, CONTEXT, Cost
+from gguforge.distill.planning.family import Family
+from gguforge.distill.planning.search import Candidate, Limits
+from gguforge.distill.planning.shapes import BILLION
+from gguforge.quant.errors import InputError
+from gguforge.quant.files import replacing
+
+RATE_OF_CUT = 1e-4
+RATES = ((10**8, 1e-3), (BILLION, 6e-4), (1 << 62, 3e-4))
+"""Learning rates of students that are new, by weights below."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the recipe is to read.
+
+    Attributes:
+        text, held_out: files to train and to measure on.
+        tokenizer: a folder with the tokenizer's files, for a teacher that is a GGUF file.
+    """
+
+    text: Sequence[Path]
+    held_out: Sequence[Path] = ()
+    tokenizer: Path | None = None
+
+
+def write_proposal(
+    path: Path, best: Candidate, cost: Cost, family: Family, limits: Limits, material: Material
+) -> list[Path]:
+    """Write the recipe, and beside it `<name>.config.json` for a student that is new.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: there is no teacher, or its tokenizer is not at hand.
+        OutputError: a file exists that is in the way, or cannot be written.
+    """
+    if family.teacher is None:
+        raise InputError("a recipe needs a teacher", remedy="Give --teacher.")
+    if not family.can_be_cut and material.tokenizer is None:
+        raise InputError(
+            "the student's tokenizer is missing", path=family.teacher,
+            remedy="Give the folder with its files: --tokenizer.",
+        )  # fmt: skip
+    config = None if best.shape.cut else path.with_suffix(".config.json")
+    texts = {path: recipe_text(path, best, cost, family, limits, material, config)}
+    if config is not None:
+        texts[config] = json.dumps(family.config_of(best.shape), indent=2) + "\n"
+    for file, text in texts.items():
+        data = text.encode()
+        with replacing(file, len(data), overwrite=True) as part:
+            part.write_bytes(data)
+    return list(texts)
+
+
+def recipe_text(
+    path: Path, best: Candidate, cost: Cost, family: Family, limits: Limits, material: Material, config: Path | None
+) -> str:
+    """The recipe; paths are relative to it."""
+
+    def place(one: Path) -> str:
+        return json.dumps(os.path.relpath(one, path.parent))
+
+    def places(some: Sequence[Path]) -> str:
+        return f"[{', '.join(map(place, some))}]"
+
+    assert family.teacher is not None
+    steps = max(1, cost.tokens // (BATCH * CONTEXT))
+    speed = "" if limits.speed is None else f" and {limits.speed:g} tokens/s"
+    lines = [f"# {best.shape}: for {limits.memory / 1e6:.0f} MB{speed} with {limits.preset}", ""]
+    lines += ["[data]", f"text = {places(material.text)}"]
+    lines += [f"held_out = {places(material.held_out)}"] if material.held_out else []
+    lines += [f"context = {CONTEXT}", ""]
+    if family.can_be_cut:
+        lines += ["[teacher]", f"checkpoint = {place(family.teacher)}", ""]
+    else:
+        lines += ["[collect]", f"teachers = {places([family.teacher])}", ""]
+    tokenizer = [] if material.tokenizer is None else [f"tokenizer = {place(material.tokenizer)}"]
+    lines += ["[student]", *tokenizer, *_student(best, family, config), ""]
+    lines += ["[losses]", f"{'forward_kl' if family.can_be_cut else 'sampled_kl'} = 0.9", "cross_entropy = 0.1", ""]
+    lines += ["[schedule]", f"steps = {steps}", f"batch = {BATCH}", f"rate = {_rate(best):g}"]
+    lines += [f"evaluate = {max(1, steps // 20)}", f"save = {max(1, steps // 20)}", ""]
+    lines += ["[output]", f"types = [{json.dumps(limits.preset)}]"]
+    return "\n".join(lines) + "\n"
+
+
+def _student(best: Candidate, family: Family, config: Path | None) -> list[str]:
+    if config is not None:
+        return [f"config = {json.dumps(config.name)}"]
+    whole, shape = family.shape, best.shape
+    lines = [f"layers = {shape.layers}"]
+    if (shape.hidden, shape.ffn) != (whole.hidden, whole.ffn):
+        lines += [f"hidden_size = {shape.hidden}", f"intermediate_size = {shape.ffn}"]
+    return lines
+
+
+def _rate(best: Candidate) -> float:
+    if best.shape.cut:
+        return RATE_OF_CUT
+    return next(rate for weights, rate in RATES if best.shape.body < weights)
