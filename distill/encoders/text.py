@@ -65,6 +65,18 @@ class EncoderText:
         ordinary = np.setdiff1d(np.arange(len(self._tokenizer)), self._tokenizer.all_special_ids)
         return Words(self._special("mask"), self._special("pad"), ordinary)
 
+    def check_same(self, teacher: Path) -> None:
+        """Make sure that a teacher reads the same tokens.
+
+        Raises:
+            InputError: it has another tokenizer.
+        """
+        if self._tokenizer.get_vocab() != EncoderText(teacher)._tokenizer.get_vocab():
+            raise InputError(
+                "the student's tokenizer is not its teacher's", path=self.folder, expected=f"that of {teacher}",
+                remedy="Take a student of the same family, or one from a config.",
+            )  # fmt: skip
+
     @property
     def pad(self) -> int:
         """The token that stands for nothing."""

@@ -51,6 +51,8 @@ class EncoderWorkshop(Workshop):
         self.has_embeddings = any(name in OF_EMBEDDINGS for name in weights)
         self.poolings = self._poolings()
         text = EncoderText(self.home)
+        if recipe.teacher.checkpoint not in (None, self.home):
+            text.check_same(recipe.teacher.checkpoint)
         self.words, self.pad = (text.words() if has_head else None), text.pad
         self.scored = SHARE if has_head else 0.0
         self.material = text.documents(data.text, data.context, lines=self.has_embeddings)
