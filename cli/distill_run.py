@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguforge.cli.common import quiet_option, table
+from gguforge.cli.common import in_words, quiet_option, table
 
 if TYPE_CHECKING:
     from gguforge.distill.making import Bar
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command("run")
 @click.argument("recipe", type=click.Path())
 @click.option("-o", "--output", type=click.Path(), required=True, help="The folder for everything that is made.")
-@click.option("--dry-run", is_flag=True, help="Print the stages and what is done already, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the stages, their memory and what is done, and do nothing.")
 @click.option("--redo", is_flag=True, help="Throw away text, targets and students that the recipe makes otherwise now.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @quiet_option
@@ -98,17 +98,24 @@ def planned(stages: list[Stage], state: State) -> dict[str, object]:
     """What `--dry-run --json` prints."""
     return {
         "stages": [
-            {"stage": stage.name, "standing": state.standing(stage), "output": [str(path) for path in stage.outputs]}
+            {
+                "stage": stage.name,
+                "standing": state.standing(stage),
+                "memory_bytes": None if stage.memory is None else stage.memory(),
+                "output": [str(path) for path in stage.outputs],
+            }
             for stage in stages
         ]
     }
 
 
+STANDING = {"new": "to do", "begun": "to go on", "done": "done", "changed": "changed: to do again"}
+
+
 def plan_table(stages: list[Stage], state: State) -> str:
     """What `--dry-run` prints."""
-    words = {"new": "to do", "begun": "to go on", "done": "done", "changed": "to do again: changed"}
-    rows = [["stage", "", "gives"]]
-    rows += [
-        [stage.name, words[state.standing(stage)], ", ".join(str(path) for path in stage.outputs)] for stage in stages
-    ]
-    return table(rows)
+    rows = [["stage", "", "memory", "gives"]]
+    for stage in stages:
+        need = "" if stage.memory is None else in_words(stage.memory())
+        rows.append([stage.name, STANDING[state.standing(stage)], need, ", ".join(map(str, stage.outputs))])
+    return table(rows, right=(2,))

@@ -53,9 +53,9 @@ def generate_chats(part: GeneratePart, teacher: Path, output: Path, threads: int
     done = generate(
         teacher, part.prompts, output, asking, context=part.context, threads=threads, overwrite=True, progress=show
     )
-    if not done.kept:
-        raise InputError("no answer passed", path=part.prompts, found=str(done.dropped), remedy="Raise max_tokens.")
     lost = ", ".join(f"{count} {reason}" for reason, count in sorted(done.dropped.items())) or "none"
+    if not done.kept:
+        raise InputError("no answer passed", path=part.prompts, found=lost, remedy="Raise generate.max_tokens.")
     return {"line": f"{done.kept} answers to {done.prompts} prompts; thrown away: {lost}", **asdict(done)}
 
 

@@ -45,9 +45,16 @@ def described(way: Way, stages: Sequence[Stage], records: Mapping[str, Record]) 
         "files": files,
         "training": _training(way.training),
         "finish": None if way.recipe.finish is None else _training(way.finishing),
-        "open": f"gguforge chat {files[0]['file']}" if files else "",
+        "open": _opener(files[0]["file"], way.writes) if files else "",
     }
-    return report | {"summary": summary(report, way.training / "checkpoint")}
+    return report | {"summary": summary(report, way)}
+
+
+def _opener(file: str, writes: bool) -> str:
+    """What opens a file: a chat, or for an encoder llama.cpp, which embeds a text."""
+    if writes:
+        return f"gguforge chat {file}"
+    return f"python3 -c \"import llama_cpp; print(llama_cpp.Llama('{file}', embedding=True).embed('Hello.'))\""
 
 
 def _file(way: Way, preset: str, records: Mapping[str, Record]) -> Report:
@@ -67,7 +74,7 @@ def _training(folder: Path) -> Report | None:
     return read_object(path, LARGEST) if path.exists() else None
 
 
-def summary(report: Report, checkpoint: Path) -> list[str]:
+def summary(report: Report, way: Way) -> list[str]:
     """For people: what was won, what the files are worth, and how to open them."""
     found = {stage["stage"]: stage for stage in report["stages"]}
     lines = [line for name in ("train", "finish") if name in found for line in found[name]["summary"]]
@@ -75,7 +82,8 @@ def summary(report: Report, checkpoint: Path) -> list[str]:
         worth = f": {file['evaluation']['line']}" if file["evaluation"] is not None else ""
         lines.append(f"{file['file']}, {file['bytes'] / MIB:.2f} MiB{worth}")
     lines.append(f"the report: {Path(report['output']) / 'report.html'}")
-    lines.append(f"chat with it: {report['open']}" if report["open"] else f"the student: {checkpoint}")
+    ending = f"{'chat' if way.writes else 'embed'} with it: {report['open']}"
+    lines.append(ending if report["open"] else f"the student: {way.training / 'checkpoint'}")
     return lines
 
 

@@ -43,6 +43,7 @@ class Stage:
         extent: how far it goes; more of the same is added to what is there.
         costly: whether what is there may be thrown away only if the user says so.
         shared: whether all processes do it together; the others wait meanwhile.
+        memory: tells the bytes that a process will need, before any work; None where they are few.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stage:
     extent: Any = None
     costly: bool = False
     shared: bool = False
+    memory: Callable[[], int] | None = None
 
     @cached_property
     def key(self) -> str:

@@ -219,10 +219,22 @@ def cut(teacher: Any, config: Mapping[str, Any], part: StudentPart, path: Path, 
     Raises:
         InputError: more is asked for than the teacher has, or its architecture cannot be cut that way.
     """
-    made, weights = dict(config), dict(teacher.state_dict())
+    made, layers = cut_config(config, part, path)
+    weights: Mapping[str, Any] = teacher.state_dict()
+    if part.hidden_size is not None or part.intermediate_size is not None:
+        weights = prune_width(teacher, batches, part.hidden_size, part.intermediate_size)
+    student = fresh_model(made, path, seed=0)
+    student.load_state_dict(weights if layers is None else pick_layers(weights, layers))
+    return student
+
+
+def cut_config(
+    config: Mapping[str, Any], part: StudentPart, path: Path
+) -> tuple[dict[str, Any], tuple[int, ...] | None]:
+    """The config.json of a student that is cut, and the teacher's layers that it keeps, None for all; see `cut`."""
+    made, layers = dict(config), None
     if part.hidden_size is not None or part.intermediate_size is not None:
         _check_width(config, part, path)
-        weights = prune_width(teacher, batches, part.hidden_size, part.intermediate_size)
         heads = int(config["num_attention_heads"])
         made["head_dim"] = config.get("head_dim") or int(config["hidden_size"]) // heads
         made["hidden_size"] = part.hidden_size or config["hidden_size"]
@@ -231,12 +243,18 @@ def cut(teacher: Any, config: Mapping[str, Any], part: StudentPart, path: Path, 
         key = next((key for key in ("num_hidden_layers", "n_layer", "n_layers") if key in config), "num_hidden_layers")
         layers = _layers(part.layers, int(config.get(key, 0)), path)
         made[key] = len(layers)
-        weights = pick_layers(weights, layers)
         if isinstance(config.get("layer_types"), list):
             made["layer_types"] = [config["layer_types"][layer] for layer in layers]
-    student = fresh_model(made, path, seed=0)
-    student.load_state_dict(weights)
-    return student
+    return made, layers
+
+
+def count_weights(config: Mapping[str, Any], path: Path) -> int:
+    """Parameters of a model, which is not made for that; errors as `fresh_model`."""
+    torch = load("torch")
+    kind = model_class(config, path)
+    with torch.device("meta"):
+        model = kind(kind.config_class.from_dict(dict(config)))
+    return sum(int(weight.numel()) for weight in model.parameters())
 
 
 def _layers(wanted: int | Sequence[int], count: int, path: Path) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,20 +187,26 @@ def _grid(shop: Workshop, part: BlocksPart, student: Any, folder: Path) -> Grid:
 
 def expected_memory(shop: Workshop, student: Any) -> Footprint:
     """What one process will need."""
-    recipe = shop.recipe
     counts = [
         0 if model is None else sum(weight.numel() for weight in model.parameters())
         for model in (student, shop.teacher)
     ]
+    return memory_of(shop.recipe, student.config.to_dict(), counts[0], counts[1], shop.context, shop.scored)
+
+
+def memory_of(
+    recipe: Recipe, config: Mapping[str, Any], parameters: int, teacher_parameters: int, context: int, scored: float
+) -> Footprint:
+    """What a process needs for a student with that config.json on documents of that many tokens; see `footprint`."""
     return footprint(
-        counts[0],
-        student.config.to_dict(),
-        recipe.schedule.batch * shop.context,
-        teacher_parameters=counts[1],
+        parameters,
+        config,
+        recipe.schedule.batch * context,
+        teacher_parameters=teacher_parameters,
         on_blocks=recipe.blocks is not None,
         bfloat16=recipe.hardware.precision == "bfloat16",
         written=_written(recipe),
-        scored=shop.scored,
+        scored=scored,
     )
 
 

@@ -28,9 +28,12 @@ from gguforge.convert.json_file import read_object
 from gguforge.distill import making
 from gguforge.distill.identity import contents, decisive, described
 from gguforge.distill.making import Bar
+from gguforge.distill.needs import model_memory, training_memory
 from gguforge.distill.processes import Group
 from gguforge.distill.recipe import Recipe, StudentPart
 from gguforge.distill.stages import Facts, Stage
+from gguforge.distill.students import architecture
+from gguforge.distill.workshop import student_config
 from gguforge.quant.errors import CheckpointError, InputError
 from gguforge.quant.presets import find_preset
 
@@ -48,6 +51,7 @@ class Way:
         bar: shows how far a stage is.
 
     Attributes:
+        writes: whether the student predicts the next token; encoders are not measured by files, and do not chat.
         types: of the student's files.
         reference: the unquantized student's file.
     """
@@ -58,6 +62,8 @@ class Way:
         self.types, self.reference = types_of(recipe), self.file(REFERENCE)
         self.training, self.finishing = folder / "train", folder / "finish"
         self.chats, self.targets, self.imatrix = folder / "chats.jsonl", folder / "targets", folder / "imatrix.gguf"
+        kind = architecture(read_object(student_config(recipe)))
+        self.writes = any(word in kind for word in ("CausalLM", "LMHead"))
         self._keys: dict[str, str] = {}
 
     def file(self, preset: str) -> Path:
@@ -72,6 +78,8 @@ class Way:
         """
         self._keys = {}
         recipe, found = self.recipe, list[Stage]()
+        if self.types:
+            check_converts(recipe, self.writes)
         judge = self._judge()
         if judge == self.folder / "teacher.gguf":
             found.append(self._teacher(judge))
@@ -82,15 +90,14 @@ class Way:
             found.append(self._collect())
         found.append(self._train())
         if self.types:
-            check_converts(recipe)
             found.append(self._convert())
         if self.types and recipe.output.imatrix:
             found.append(self._calibrate())
         if recipe.finish is not None:
             found.append(self._finish())
         found += [self._quantize(preset) for preset in self.types if preset != REFERENCE]
-        if recipe.data.held_out:
-            found += [self._evaluate(preset, judge) for preset in dict.fromkeys((REFERENCE, *self.types)) if self.types]
+        if self.types and self.writes and recipe.data.held_out:
+            found += [self._evaluate(preset, judge) for preset in dict.fromkeys((REFERENCE, *self.types))]
         return found
 
     def _stage(
@@ -107,8 +114,8 @@ class Way:
         """The teacher as a GGUF file, for prompts and for comparison: its own, or one that is to be made."""
         recipe, made = self.recipe, self.folder / "teacher.gguf"
         place = recipe.first_teacher
-        wanted = recipe.generate is not None or (recipe.report.teacher and bool(recipe.data.held_out) and self.types)
-        if place is None or not wanted:
+        measured = self.writes and bool(self.types) and bool(recipe.data.held_out) and recipe.report.teacher
+        if place is None or not (recipe.generate is not None or measured):
             return None
         if not place.is_dir():
             return place
@@ -131,7 +138,8 @@ class Way:
         assert part is not None
         settings = {"generate": described(replace(part, teacher=place))}
         make = partial(making.generate_chats, part, teacher, self.chats, self.threads, self.bar)
-        return self._stage("generate", settings, (), make, self.chats, costly=True)
+        memory = partial(model_memory, place or teacher)
+        return self._stage("generate", settings, (), make, self.chats, costly=True, memory=memory)
 
     def _collect(self) -> Stage:
         recipe, part = self.recipe, self.recipe.collect
@@ -141,7 +149,12 @@ class Way:
         named["teachers"] = named["teachers"] or [contents(self._checkpoint())]
         data = {"text": described(recipe.data.text), "context": recipe.data.context}
         make = partial(making.collect_targets, recipe, part, text, self.targets, self.threads, self.bar)
-        return self._stage("collect", {"collect": named, "data": data}, ("generate",), make, self.targets, costly=True)
+        settings, places = {"collect": named, "data": data}, part.teachers or (self._checkpoint(),)
+
+        def memory() -> int:
+            return sum(map(model_memory, places))
+
+        return self._stage("collect", settings, ("generate",), make, self.targets, costly=True, memory=memory)
 
     def _checkpoint(self) -> Path:
         found = self.recipe.teacher.checkpoint
@@ -156,8 +169,9 @@ class Way:
         extent = {"seeds": list(recipe.schedule.seeds), "baseline": recipe.report.baseline}
         make = partial(making.train_student, self.training_recipe(), self.training, self.group, self.bar)
         return self._stage(
-            "train", settings, ("generate", "collect"), make, self.training, extent=extent, costly=True, shared=True
-        )
+            "train", settings, ("generate", "collect"), make, self.training, extent=extent, costly=True, shared=True,
+            memory=partial(training_memory, self.training_recipe()),
+        )  # fmt: skip
 
     def training_recipe(self) -> Recipe:
         """What `distill train` would follow, once the text and the targets are there."""
@@ -192,8 +206,10 @@ class Way:
     def _finish(self) -> Stage:
         settings = {"finish": described(self.recipe.finish), "blocks": described(self.recipe.blocks), **self._seed()}
         make = partial(making.train_student, self.finishing_recipe(), self.finishing, self.group, self.bar)
-        after = ("train", "calibrate")
-        return self._stage("finish", settings, after, make, self.finishing, costly=True, shared=True)
+        memory = partial(training_memory, self.recipe)
+        return self._stage(
+            "finish", settings, ("train", "calibrate"), make, self.finishing, costly=True, shared=True, memory=memory
+        )
 
     def _seed(self) -> dict[str, Any]:
         """Which of the students that were trained is the student."""
@@ -266,13 +282,16 @@ def types_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(find_preset(name).name for name in (*wanted, *(own if wanted else ()))))
 
 
-def check_converts(recipe: Recipe) -> None:
-    """Make sure, before any work, that the student can become a GGUF file.
+def check_converts(recipe: Recipe, writes: bool) -> None:
+    """Make sure, before any work, that the student can become the files that are wanted.
+
+    Args:
+        writes: whether it predicts the next token.
 
     Raises:
         InputError: it cannot.
     """
-    part, teacher = recipe.student, recipe.teacher.checkpoint
+    part, teacher, remedy = recipe.student, recipe.teacher.checkpoint, "Or end with its checkpoint: output.types = []"
     try:
         if part.config is not None:
             find_architecture(read_object(part.config), part.config)
@@ -281,5 +300,6 @@ def check_converts(recipe: Recipe) -> None:
             assert folder is not None  # the recipe was checked
             plan(folder, warn=lambda line: None)
     except CheckpointError as error:
-        remedy = "Or set output.types = [] to end with the student's checkpoint."
         raise InputError(f"the student cannot become a GGUF file: {error}", remedy=remedy) from error
+    if not writes and (recipe.output.imatrix or recipe.output.quality != "exact"):
+        raise InputError("output.imatrix and output.quality are for students that predict the next token")
