@@ -10,32 +10,24 @@ from __future__ import annotations
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gguforge.convert.checkpoint import inside
-from gguforge.convert.json_file import Json, objects, read_object, read_text
+from gguforge.convert.architectures import pooling
+from gguforge.convert.checkpoint import Checkpoint
 from gguforge.quant.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODULES = "modules.json"
-FOLDER = "1_Pooling"
-TYPE = "sentence_transformers.models."
+FOLDERS = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+"""What an embedding passes here, and the folders of those modules."""
 
 
 class Pooling(enum.Enum):
     """Which states make the embedding: the mean of all that are no padding, or the first one."""
 
-    MEAN = "pooling_mode_mean_tokens"
-    CLS = "pooling_mode_cls_token"
-
-    @classmethod
-    def named(cls, config: dict[str, Any]) -> Pooling | None:
-        """The one that a pooling's config.json asks for, in its older or its newer form; None for others."""
-        wanted = {key for key, value in config.items() if key.startswith("pooling_mode_") and value is True}
-        newer = {"mean": cls.MEAN, "cls": cls.CLS}.get(str(config.get("pooling_mode")))
-        return next((kind for kind in cls if wanted == {kind.value}), None if wanted else newer)
+    MEAN = pooling.MEAN
+    CLS = pooling.CLS
 
 
 def pooled(states: Tensor, attention: Tensor, kind: Pooling) -> Tensor:
@@ -59,40 +51,29 @@ def read_pooling(folder: Path) -> Pooling:
     Raises:
         InputError: it is another one, or more comes behind it than a normalization.
     """
-    path = folder / MODULES
-    if not path.is_file():
-        return Pooling.MEAN
-    kinds = {str(module.get("type", "")).rpartition(".")[2]: module for module in _modules(path)}
-    for kind in kinds.keys() - {"Transformer", "Pooling", "Normalize"}:
-        raise InputError("an embedding passes more than a pooling and a normalization", path=path, found=kind)
-    if "Pooling" not in kinds:
-        return Pooling.MEAN
-    inner = inside(folder, f"{kinds['Pooling'].get('path') or FOLDER}/config.json")
-    found = Pooling.named(read_object(inner))
+    checkpoint = Checkpoint(folder.absolute(), {}, {})
+    modules = checkpoint.list(pooling.MODULES) if checkpoint.has(pooling.MODULES) else []
+    for kind in {str(module.get("type")).rpartition(".")[2] for module in modules} - FOLDERS.keys():
+        raise InputError("an embedding passes more than a pooling and a normalization", path=folder, found=kind)
+    found = pooling.pooling(checkpoint).get("pooling_type")
     if found is None:
-        raise InputError("pooling is not known here", path=inner, expected="the mean, or the first token")
-    return found
-
-
-def _modules(path: Path) -> list[Json]:
-    try:
-        modules = json.loads(read_text(path))
-    except (ValueError, RecursionError):
-        modules = None
-    if not isinstance(modules, list):
-        raise InputError("is no list of modules", path=path)
-    return objects(modules)
+        return Pooling.MEAN
+    if found.value == pooling.LAST:
+        raise InputError("the last token is no embedding of an encoder", path=folder, expected="the mean or the first")
+    return Pooling(found.value)
 
 
 def write_pooling(folder: Path, kind: Pooling, width: int) -> None:
     """Add the files that name a checkpoint's pooling."""
     modules = [
-        {"idx": number, "name": str(number), "path": path, "type": TYPE + name}
-        for number, (path, name) in enumerate((("", "Transformer"), (FOLDER, "Pooling"), ("2_Normalize", "Normalize")))
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for number, (name, path) in enumerate(FOLDERS.items())
     ]
-    modes = {mode.value: mode is kind for mode in Pooling}
-    (folder / FOLDER).mkdir()
-    (folder / "2_Normalize").mkdir()
-    (folder / MODULES).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
-    content = {"word_embedding_dimension": width, **modes}
-    (folder / FOLDER / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    flags = {flag: number == kind.value for flag, number in pooling.FLAGS.items()}
+    for name in ("1_Pooling", "2_Normalize"):
+        (folder / name).mkdir()
+    for path, content in (
+        (folder / pooling.MODULES, modules),
+        (folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags}),
+    ):
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

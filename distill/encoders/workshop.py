@@ -7,18 +7,19 @@ What the student is decides what it learns. A ...ForMaskedLM learns hidden words
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gguforge.convert.architectures.pooling import MODULES
 from gguforge.convert.json_file import read_object
 from gguforge.distill import students
 from gguforge.distill.batches import Batch
 from gguforge.distill.encoders.masking import SHARE, EncoderReading, encoder_batch
 from gguforge.distill.encoders.measure import Array, embeddings, objective_loss, with_embeddings
-from gguforge.distill.encoders.pooling import MODULES, Pooling, read_pooling, write_pooling
+from gguforge.distill.encoders.pooling import Pooling, read_pooling, write_pooling
 from gguforge.distill.encoders.text import EncoderText, Words
 from gguforge.distill.measure import Measured, measured_on
 from gguforge.distill.objective import OF_EMBEDDINGS, Objective
@@ -28,6 +29,7 @@ from gguforge.quant.errors import InputError
 
 BATCH = 16  # held-out documents read at once; relations between texts are within them
 HELD_OUT = 0x68656C64  # hides the held-out words, always the same
+COUNTED_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions begin behind the padding's
 UNKNOWN = Measured(0, *(math.nan,) * 5)
 
 
@@ -77,8 +79,8 @@ class EncoderWorkshop(Workshop):
                 found=students.architecture(read_object(config)), remedy="Name a ...ForMaskedLM there.",
             )  # fmt: skip
         for path in {config, (recipe.teacher.checkpoint or config.parent) / "config.json"}:
-            places = read_object(path).get("max_position_embeddings") if path.is_file() else None
-            if isinstance(places, int) and recipe.data.context > places:
+            places = longest(read_object(path)) if path.is_file() else None
+            if places is not None and recipe.data.context > places:
                 raise InputError("data.context", path=path, expected=f"at most {places}", found=recipe.data.context)
 
     def _poolings(self) -> tuple[Pooling, Pooling]:
@@ -142,3 +144,17 @@ class EncoderWorkshop(Workshop):
                 write_pooling(part, self.poolings[0], int(student.config.hidden_size))
 
         students.save_model(student, folder, self.home, add)
+
+
+def longest(config: Mapping[str, Any]) -> int | None:
+    """How many tokens an encoder can read at once; None where its config does not say.
+
+    >>> longest({"max_position_embeddings": 512}), longest({"model_type": "roberta", "max_position_embeddings": 514})
+    (512, 512)
+    """
+    places = config.get("max_position_embeddings")
+    if not isinstance(places, int):
+        return None
+    return places - (
+        int(config.get("pad_token_id") or 1) + 1 if config.get("model_type") in COUNTED_FROM_PADDING else 0
+    )

@@ -141,9 +141,9 @@ def test_pooling_is_that_of_the_files(folders: dict[str, Path], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("modules", "config", "message"),
     [
-        ({}, {}, "is no list of modules"),
+        ({}, {}, r"modules\.json: unexpected JSON"),
         ([{"type": "x.Pooling", "path": "1_Pooling"}, {"type": "x.Dense"}], {}, "more than a pooling"),
-        ([{"type": "x.Pooling", "path": "1_Pooling"}], {"pooling_mode_max_tokens": True}, "not known here"),
+        ([{"type": "x.Pooling", "path": "1_Pooling"}], {"pooling_mode_max_tokens": True}, "no such pooling"),
         ([{"type": "x.Pooling", "path": "../elsewhere"}], {"pooling_mode": "mean"}, "outside the checkpoint folder"),
     ],
 )
