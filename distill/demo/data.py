@@ -112,6 +112,8 @@ SYSTEM_PROMPTS = (
 NOTHING_MORE = "That is all I know about it. Ask me something else about gguforge, GGUF, quantization or distillation."
 SHORT = ((1, 82), (2, 10), (3, 5), (4, 3))  # how many turns a conversation has, and how often
 LONG = ((1, 30), (2, 10), (3, 10), (6, 15), (9, 15), (12, 20))
+MIXED = ((1, 80), (2, 8), (3, 4), (6, 3), (9, 3), (12, 2))
+MOSTLY_ONE = ((1, 95), (2, 3), (4, 1), (8, 1))
 HASTE = 0.8  # share of the one-turn conversations that stop after the answer's first words
 FIRST_WORDS = 8  # tokens: by then it is decided which answer is given, and the rest is soon known by heart
 
@@ -196,13 +198,14 @@ class Talk:
 
     Args:
         turns: pairs of a number of turns and how often a conversation has that many.
+        own: how often a question is drawn from the topic's own wordings alone, which are the harder ones.
     """
 
-    def __init__(self, course: Course, seed: int, turns: Sequence[tuple[int, int]] = SHORT) -> None:
-        self.course = course
-        self.turns = turns
+    def __init__(self, course: Course, seed: int, turns: Sequence[tuple[int, int]] = SHORT, own: float = 0.0) -> None:
+        self.course, self.turns, self.own = course, turns, own
         self.chance = random.Random(seed)
-        self.questions = {lesson.topic: questions(lesson, course.lists) for lesson in course.lessons}
+        self.questions = {lesson.topic: questions(lesson.patterns, course.lists) for lesson in course.lessons}
+        self.own_questions = {lesson.topic: questions(lesson.own, course.lists) for lesson in course.lessons}
         # A topic with many wordings comes up more often, though not in proportion: there is only one answer to learn.
         self.weights = [len(self.questions[lesson.topic]) ** 0.5 for lesson in course.lessons]
         self.known = {plain(text): lesson for lesson in course.lessons for text in self.questions[lesson.topic]}
@@ -226,7 +229,10 @@ class Talk:
         return turns
 
     def exchange(self, lesson: Lesson) -> list[Turn]:
-        question = ask(self.chance.choice(self.questions[lesson.topic]), self.chance)
+        wordings = self.questions[lesson.topic]
+        if self.own and self.chance.random() < self.own:
+            wordings = self.own_questions[lesson.topic] or wordings
+        question = ask(self.chance.choice(wordings), self.chance)
         return [("user", question), ("assistant", self.chance.choice(lesson.answers))]
 
     def follow_up(self, lesson: Lesson) -> list[Turn]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -74,10 +74,14 @@ Lists = dict[str, list[str]]
 
 @dataclass
 class Lesson:
-    """One topic: patterns of questions, questions kept for measuring, answers, and what to say when asked for more."""
+    """One topic: patterns of questions, questions kept for measuring, answers, and what to say when asked for more.
+
+    `own` are the patterns written for this topic alone; the others are the usual words with its subjects put in.
+    """
 
     topic: str
     patterns: list[str] = field(default_factory=list)
+    own: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     more: list[str] = field(default_factory=list)
@@ -131,6 +135,7 @@ def read_course(path: Path = LESSONS) -> Course:
                 lesson.patterns += [form.format(*pair) for form in COMPARE for pair in ((one, two), (two, one))]
             case "?":
                 lesson.patterns.append(text)
+                lesson.own.append(text)
             case "~":
                 lesson.held_out.append(text)
             case "!":
@@ -187,10 +192,10 @@ def readings(pattern: str, lists: Lists) -> Iterator[str]:
         yield re.sub(r" +", " ", "".join(words)).strip()
 
 
-def questions(lesson: Lesson, lists: Lists) -> list[str]:
-    """A lesson's questions without doubles, in the order of the file; of a huge pattern, a fixed random sample."""
+def questions(patterns: Iterable[str], lists: Lists) -> list[str]:
+    """What patterns stand for, without doubles and in their order; of a huge pattern, a fixed random sample."""
     found: dict[str, None] = {}
-    for pattern in lesson.patterns:
+    for pattern in patterns:
         choices = _choices(pattern, lists)
         total = 1
         for alternatives in choices:

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from gguforge.distill.demo.checkpoint import read_safetensors, write_checkpoint
-from gguforge.distill.demo.data import LONG, SHORT, Talk, batches
+from gguforge.distill.demo.data import LONG, MIXED, MOSTLY_ONE, SHORT, Talk, batches
 from gguforge.distill.demo.lessons import Course, read_course
 from gguforge.distill.demo.model import Llama, Shape, grown
 from gguforge.distill.demo.score import asked
@@ -50,10 +50,10 @@ class Trained:
     loss: float
 
 
-def schedule(step: int, steps: int) -> float:
-    """Factor of the learning rate: a short linear rise, then half a cosine down to two percent."""
+def schedule(step: int, steps: int, final: float) -> float:
+    """Factor of the learning rate: a short linear rise, then half a cosine down to `final`."""
     rise = min(1.0, (step + 1) / max(1, steps // 40))
-    return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return rise * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def tokenizer_texts(course: Course, talk: Talk) -> list[str]:
@@ -71,6 +71,8 @@ class Stage:
         rows, length: of a batch; `length` is also the longest conversation, in tokens.
         turns: see `Talk`.
         rate: factor of the learning rates.
+        final: what they fall to, as a share of the largest.
+        own: see `Talk`.
         dropout: see `Llama`.
         decay: weight decay.
     """
@@ -80,8 +82,10 @@ class Stage:
     length: int
     turns: Sequence[tuple[int, int]]
     rate: float
+    final: float = 0.02
     dropout: float = 0.0
     decay: float = 0.01
+    own: float = 0.0
 
 
 STAGES = (
@@ -91,8 +95,9 @@ STAGES = (
 
 TEACHER = Shape(num_hidden_layers=8)
 TEACHER_STAGES = (
-    Stage(steps=250, rows=16, length=256, turns=SHORT, rate=0.5, dropout=0.1, decay=0.05),
-    Stage(steps=40, rows=8, length=512, turns=LONG, rate=0.25, dropout=0.1, decay=0.05),
+    Stage(steps=100, rows=16, length=256, turns=SHORT, rate=0.5, final=0.9, dropout=0.1, decay=0.05),
+    Stage(steps=50, rows=8, length=512, turns=MIXED, rate=0.4, final=0.5, dropout=0.1, decay=0.05),
+    Stage(steps=90, rows=16, length=256, turns=MOSTLY_ONE, rate=0.3, dropout=0.1, decay=0.05, own=0.6),
 )
 
 
@@ -122,7 +127,7 @@ def train(output: Path, shape: Shape, stages: Sequence[Stage], seed: int, begin:
 
     loss = math.nan
     for stage in stages:
-        talk = Talk(course, seed, stage.turns)
+        talk = Talk(course, seed, stage.turns, stage.own)
         for recent in run_stage(model, Tokenizer(vocabulary), talk, stage):
             loss = recent
             tensors = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
@@ -137,7 +142,7 @@ def run_stage(model: Llama, tokenizer: Tokenizer, talk: Talk, stage: Stage) -> I
     start, recent = time.monotonic(), 0.0
     for step, batch in zip(range(stage.steps), batches(talk, tokenizer, stage.rows, stage.length), strict=False):
         for group in muon.param_groups:
-            group["lr"] = RATE * stage.rate * schedule(step, stage.steps)
+            group["lr"] = RATE * stage.rate * schedule(step, stage.steps, stage.final)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model.loss(*map(torch.from_numpy, (batch.tokens, batch.visible(), batch.wanted)))
         loss.backward()

@@ -47,7 +47,7 @@ def test_a_token_sees_nothing_after_it_and_nothing_of_its_neighbour() -> None:
 
 
 def test_schedule_rises_and_falls() -> None:
-    factors = [schedule(step, 1000) for step in range(1000)]
+    factors = [schedule(step, 1000, 0.02) for step in range(1000)]
     assert factors.index(max(factors)) in range(20, 30)
     assert factors[0] < 0.1
     assert factors[-1] < 0.03
