@@ -14,18 +14,19 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gguforge.distill.demo.data import LONG, SHORT, Talk, Turn, ask
+from gguforge.distill.demo.data import LONG, MOSTLY_ONE, Talk, Turn, ask
 from gguforge.distill.demo.lessons import Course, read_course
 from gguforge.distill.demo.score import asked
 from gguforge.quant.files import replacing
 
-COUNT = 16_000
-ONE_LONG_IN = 16
+COUNT = 6400
+ONE_LONG_IN = 32
+OWN = 0.6  # share of questions in a topic's own wordings (see `Talk`)
 
 
 def training(course: Course, seed: int, count: int) -> Iterator[list[Turn]]:
     """Conversations to learn from, one in `ONE_LONG_IN` of them long."""
-    short, long = Talk(course, seed, SHORT), Talk(course, seed + 1, LONG)
+    short, long = Talk(course, seed, MOSTLY_ONE, OWN), Talk(course, seed + 1, LONG, OWN)
     for number in range(count):
         yield (short if number % ONE_LONG_IN else long).conversation()
 

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
         shutil.copytree(tmp_path / "teacher", tmp_path / name)
     for name in ("train.txt", "held-out.txt"):
         (tmp_path / name).write_text(TEXT)
-    for name in ("chats.jsonl", "held-out.jsonl"):
+    for name in ("chats.jsonl", "train.jsonl", "held-out.jsonl"):
         (tmp_path / name).write_text(json.dumps({"messages": TALK}) + "\n")
     (tmp_path / "tinyllama.json").write_text(json.dumps(like(CONFIG, num_hidden_layers=1)))
     return tmp_path
@@ -86,6 +86,7 @@ def test_every_example_is_read_and_listed() -> None:
         ("llama2-to-tinyllama.toml", "train.txt"),
         ("llama2-to-half.toml", ""),
         ("chat.toml", "chats.jsonl"),
+        ("demo-model.toml", ""),
         ("on-blocks.toml", ""),
     ],
 )
