@@ -10,7 +10,7 @@ from gguforge.distill.making import Bar
 from gguforge.distill.processes import Group, processes
 from gguforge.distill.recipe import Recipe
 from gguforge.distill.run_report import write_report
-from gguforge.distill.stages import Stage, State, Tell, run_stages
+from gguforge.distill.stages import Stage, State, Tell, alone, run_stages
 from gguforge.distill.way import Way
 
 
@@ -39,10 +39,12 @@ def follow(
         if not group.first:
             run_stages(stages, None, group, tell)
             return None
-        state = State(output)
+        State(output)  # a folder of somebody else is left as it is
         output.mkdir(parents=True, exist_ok=True)
-        run_stages(stages, state, group, tell, redo=redo)
-    return write_report(way, stages, state)
+        with alone(output):
+            state = State(output)
+            run_stages(stages, state, group, tell, redo=redo)
+            return write_report(way, stages, state)
 
 
 def stages_of(recipe: Recipe, output: str | os.PathLike[str]) -> tuple[list[Stage], State]:

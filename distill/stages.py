@@ -6,6 +6,7 @@ found. Stages that take long are never thrown away unasked.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -20,9 +21,9 @@ from gguforge.convert.json_file import read_object
 from gguforge.distill.identity import digest
 from gguforge.distill.processes import Group
 from gguforge.quant.errors import GGUForgeError, InputError, OutputError
-from gguforge.quant.files import replacing
+from gguforge.quant.files import lock, replacing
 
-STATE = "run.json"
+STATE, LOCK = "run.json", "run.lock"
 FORMAT = "gguforge run 1"
 END = "end"  # the word after the last stage
 HASH = re.compile('"[0-9a-f]{64}"')
@@ -79,6 +80,21 @@ class Record:
     facts: Facts = field(default_factory=dict)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within the block, no other run works in the folder, which must be there.
+
+    Raises:
+        OutputError: one does.
+    """
+    with (folder / LOCK).open("ab") as file:
+        try:
+            lock(file.fileno())
+        except BlockingIOError:
+            raise OutputError("another run is working in this folder", path=folder, remedy="Wait for it.") from None
+        yield
+
+
 class State:
     """What a folder's `run.json` says.
 
@@ -90,7 +106,7 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.path, self.records = folder / STATE, dict[str, Record]()
         if not self.path.exists():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or any(one.name != LOCK for one in folder.iterdir())):
                 raise OutputError("holds something else", path=folder, remedy="Choose a new folder.")
             return
         found = read_object(self.path)

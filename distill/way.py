@@ -62,7 +62,10 @@ class Way:
         self.types, self.reference = types_of(recipe), self.file(REFERENCE)
         self.training, self.finishing = folder / "train", folder / "finish"
         self.chats, self.targets, self.imatrix = folder / "chats.jsonl", folder / "targets", folder / "imatrix.gguf"
-        kind = architecture(read_object(student_config(recipe)))
+        config = student_config(recipe)
+        if not config.is_file():
+            raise InputError("there is no such file", path=config)
+        kind = architecture(read_object(config))
         self.writes = any(word in kind for word in ("CausalLM", "LMHead"))
         self._keys: dict[str, str] = {}
 
@@ -97,7 +100,8 @@ class Way:
             found.append(self._finish())
         found += [self._quantize(preset) for preset in self.types if preset != REFERENCE]
         if self.types and self.writes and recipe.data.held_out:
-            found += [self._evaluate(preset, judge) for preset in dict.fromkeys((REFERENCE, *self.types))]
+            beside = judge if recipe.report.teacher else None
+            found += [self._evaluate(preset, beside) for preset in dict.fromkeys((REFERENCE, *self.types))]
         return found
 
     def _stage(

@@ -196,7 +196,7 @@ def _claim(part: Path) -> int:
     while True:
         descriptor = os.open(part, flags, 0o666)
         try:
-            _lock(descriptor)
+            lock(descriptor)
             if _is_named(descriptor, part):
                 return descriptor
         except BlockingIOError:
@@ -208,8 +208,10 @@ def _claim(part: Path) -> int:
         os.close(descriptor)  # the run that held it has just renamed or removed it
 
 
-def _lock(descriptor: int) -> None:
-    """Take the lock or raise BlockingIOError; filesystems that know no locks are trusted to one run at a time."""
+def lock(descriptor: int) -> None:
+    """Take a file's lock or raise BlockingIOError; where there are no locks, one run at a time is trusted in."""
+    if fcntl is None:
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
