@@ -65,30 +65,30 @@ def as_groups(x: Floats, size: int, purpose: str = "groups") -> Floats:
 
 
 def add_up(terms: Floats, out: Floats | None = None) -> Floats:
-    """Sum along axis 0, first element first, as a C loop adds: (group size, groups) -> (groups,).
+    """Sum along the axis before the last, first element first, as a C loop adds: (..., group size, groups).
 
     `terms` must be C-contiguous: along a contiguous axis NumPy would add pairwise. One column alone is one.
     """
-    if terms.shape[1] == 1:
-        total: Floats = np.add.accumulate(terms, axis=0)[-1]
+    if terms.shape[-1] == 1:
+        total: Floats = np.add.accumulate(terms, axis=-2)[..., -1, :]
         if out is not None:
             out[...] = total
         return total
-    return np.add.reduce(terms, axis=0, out=out)
+    return np.add.reduce(terms, axis=-2, out=out)
 
 
 def dot(*factors: Floats, out: Floats | None = None) -> Floats:
-    """Sums of products along axis 0 as a C loop adds them: (group size, groups) two or three times -> (groups,).
+    """Sums of products along that axis as a C loop adds them, of two or three factors: (..., group size, groups).
 
-    Equals `add_up(a * b * c)`, and starts from +0 as C does. All must be C-contiguous.
+    Equals `add_up(a * b * c)`, and starts from +0 as C does. The last axis of all must be contiguous.
     """
-    if factors[0].shape[1] == 1 or not einsum_rounds_products():
+    if factors[0].shape[-1] == 1 or not einsum_rounds_products():
         return add_up(reduce(np.multiply, factors), out)
     total: Floats = np.einsum(SUMS_OF_PRODUCTS[len(factors)], *factors, out=out)
     return total
 
 
-SUMS_OF_PRODUCTS = {2: "ij,ij->j", 3: "ij,ij,ij->j"}
+SUMS_OF_PRODUCTS = {2: "...ij,...ij->...j", 3: "...ij,...ij,...ij->...j"}
 
 
 @cache

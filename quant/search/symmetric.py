@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.quant.search.base import GROUP_MAX_EPS, Floats, Mask, dot, extremes, f32, round_into, scratch
+from gguforge.quant.search.base import GROUP_MAX_EPS, Floats, Mask, dot, extreme, f32, round_into, scratch
 
 STEPS = (0, *range(-9, 0), *range(1, 10))  # the order in which candidates are tried
-LOWEST_ABOVE = -5  # below this step no weight is rounded to a level beyond nmax - 1
-HIGHEST_INSIDE = 4  # above this step the extreme weight is rounded to a level beyond -nmax
-FEW = 8  # the groups that need clipping are done again where they are fewer than one in this many
+NEVER_ABOVE = -6  # up to this step no weight is rounded to a level beyond nmax - 1
+NEVER_BELOW = 4  # and up to this one none to a level beyond -nmax
+PART = 1 << 15
+BATCHES = (0, 1, 5, 10, 14, 19)  # places of the candidates rounded at once, all alike in what was just said
 
 
 class SymmetricFit:
@@ -30,9 +33,8 @@ class SymmetricFit:
     """
 
     def __init__(self, x: Floats, nmax: int, w: Floats | None = None, purpose: str = "") -> None:
-        self.x, self.nmax, self.purpose = x, nmax, purpose
-        self.w = np.square(x, out=scratch(purpose + "w", x.shape)) if w is None else w
-        peak, opposite = extremes(x)
+        self.x, self.w, self.nmax, self.purpose = x, w, nmax, purpose
+        peak = extreme(x)
         self.zero: Mask = np.abs(peak) < GROUP_MAX_EPS
         peak[self.zero] = 1
         reach = -(f32(nmax) + f32(0.1) * np.array(STEPS, np.float32))
@@ -40,8 +42,9 @@ class SymmetricFit:
         self.inverse = np.divide(reach[:, None], peak, out=scratch(purpose + "inverse", shape))
         self.finite = bool(np.isfinite(self.inverse[0]).all())
         self.sum_lx, self.sum_l2 = scratch(purpose + "sum_lx", shape), scratch(purpose + "sum_l2", shape)
-        highest = f32((nmax - 0.5) / (nmax + 0.1 * HIGHEST_INSIDE) * 0.9999)  # of weights whose level is inside
-        self._sums_of_all(np.flatnonzero(opposite > np.abs(peak) * highest))
+        columns = PART // len(x)
+        for start in range(0, len(peak), columns):
+            self._sums(slice(start, start + columns))
         self.chosen = self._choose()
         kept = self.chosen * len(peak) + np.arange(len(peak))
         self.scale: Floats = self.sum_lx.reshape(-1).take(kept)
@@ -49,48 +52,35 @@ class SymmetricFit:
         self.scale /= sum_l2
         self.scale[self.zero | (sum_l2 == 0)] = 0
 
-    def _sums_of_all(self, above: NDArray[np.intp]) -> None:
-        """Sums of all candidates; `above` are the groups with levels beyond nmax - 1 where nothing is clipped.
-
-        They are few where levels are many; the other groups are spared the clipping.
-        """
-        every = not self.finite or len(above) * FEW > self.x.shape[1]
-        clipped = [every or step > HIGHEST_INSIDE for step in STEPS]
-        self._sums(self.x, self.w, self.inverse, self.sum_lx, self.sum_l2, clipped, self.purpose)
-        if not every and len(above):
-            again = np.flatnonzero([LOWEST_ABOVE <= step <= HIGHEST_INSIDE for step in STEPS])
-            some = np.ix_(again, above)
-            x, w, inverse = self.x.take(above, axis=1), self.w.take(above, axis=1), self.inverse[some]
-            sum_lx, sum_l2 = np.empty_like(inverse), np.empty_like(inverse)
-            self._sums(x, w, inverse, sum_lx, sum_l2, [True] * len(again), self.purpose + "above ")
-            self.sum_lx[some], self.sum_l2[some] = sum_lx, sum_l2
-
-    def _sums(
-        self, x: Floats, w: Floats, inverse: Floats, sum_lx: Floats, sum_l2: Floats, clipped: list[bool], purpose: str
-    ) -> None:
-        """Fill in the sums of w * x * level and of w * level^2 for candidates; shape (candidates, groups)."""
-        level = scratch(purpose + "level", x.shape)
-        wx = np.multiply(w, x, out=scratch(purpose + "wx", x.shape))
-        for k, clip in enumerate(clipped):
-            np.multiply(x, inverse[k], out=level)
-            if clip:
+    def _sums(self, groups: slice) -> None:
+        """Fill in the sums of w * x * level and of w * level^2 of some groups for all candidates."""
+        x = self.x[:, groups]
+        w = np.square(x, out=scratch(self.purpose + "w", x.shape)) if self.w is None else self.w[:, groups]
+        wx = np.multiply(w, x, out=scratch(self.purpose + "wx", x.shape))
+        highest = np.full(x.shape[1], self.nmax - 1, np.float32)  # a scalar is slow
+        for first, last in pairwise(BATCHES):
+            level = scratch(self.purpose + "level", (last - first, *x.shape))
+            np.multiply(x, self.inverse[first:last, None, groups], out=level)
+            if not self.finite or STEPS[last - 1] > NEVER_BELOW:
                 round_into(level, -self.nmax, self.nmax - 1, self.finite)
             else:
                 np.rint(level, out=level)
-            dot(wx, level, out=sum_lx[k])
-            dot(w, level, level, out=sum_l2[k])
+                if STEPS[last - 1] > NEVER_ABOVE:
+                    np.minimum(level, highest, out=level)
+            dot(wx, level, out=self.sum_lx[first:last, groups])
+            dot(w, level, level, out=self.sum_l2[first:last, groups])
 
     def _choose(self) -> NDArray[np.intp]:
         """The last candidate of each group that explained more than all before it; shape (groups,)."""
-        gain = np.divide(self.sum_lx, self.sum_l2, out=scratch(self.purpose + "gain", self.sum_lx.shape))
+        shape = self.sum_lx.shape
+        gain = np.divide(self.sum_lx, self.sum_l2, out=scratch(self.purpose + "gain", shape))
         gain *= self.sum_lx
+        square = np.square(self.sum_lx, out=scratch(self.purpose + "square", shape))
         best = np.where(self.sum_l2[0] == 0, f32(0), gain[0])
-        chosen = np.zeros(len(best), np.intp)
-        square, bar = scratch(self.purpose + "square", best.shape), scratch(self.purpose + "bar", best.shape)
+        chosen, bar = np.zeros(len(best), np.intp), np.empty_like(best)
         for k in range(1, len(gain)):
-            np.square(self.sum_lx[k], out=square)
             np.multiply(best, self.sum_l2[k], out=bar)
-            won = np.flatnonzero(square > bar)  # by index: masked copies cost more than the arithmetic
+            won = (square[k] > bar).nonzero()[0]  # by index: masked copies cost more than the arithmetic
             best[won] = gain[k].take(won)
             chosen[won] = k
         return chosen
