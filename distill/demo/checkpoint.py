@@ -1,14 +1,18 @@
 """Writes a Hugging Face checkpoint: config, weights in bfloat16, tokenizer, sampling defaults. NumPy only.
 
+    python -m gguforge.distill.demo.checkpoint STUDENT --output DIR    # a recipe's student, as it ships
+
 Safetensors in one line: header length (u64, little-endian), JSON header padded with spaces to a multiple of 8, data.
 Format: https://github.com/huggingface/safetensors (README, "Format").
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +50,20 @@ def write_safetensors(path: Path, tensors: Mapping[str, NDArray[np.float32]]) ->
 
 
 def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """The bfloat16 tensors of a file that `write_safetensors` wrote, as float32."""
+    """The tensors of a file in bfloat16 or float32, as float32."""
     data = path.read_bytes()
     start = 8 + struct.unpack_from("<Q", data)[0]
     header = json.loads(data[8:start])
     del header["__metadata__"]
-    return {
-        name: (
-            np.frombuffer(data[start:], "<u2")[slice(*(place // 2 for place in entry["data_offsets"]))].astype(
-                np.uint32
-            )
-            << 16
-        )
-        .view(np.float32)
-        .reshape(entry["shape"])
-        for name, entry in header.items()
-    }
+    found = {}
+    for name, entry in header.items():
+        stored = data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]]
+        if entry["dtype"] == "BF16":
+            weights = (np.frombuffer(stored, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            weights = np.frombuffer(stored, "<f4").astype(np.float32)
+        found[name] = weights.reshape(entry["shape"])
+    return found
 
 
 def write_checkpoint(
@@ -79,3 +81,22 @@ def write_checkpoint(
     ):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_safetensors(folder / "model.safetensors", tensors)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m gguforge.distill.demo.checkpoint", description="Write a recipe's student as it ships."
+    )
+    parser.add_argument("student", type=Path, help="the checkpoint that the recipe left")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
+    options = parser.parse_args(arguments)
+    from gguforge.distill.demo.model import Shape  # needs torch
+
+    stored = json.loads((options.student / "config.json").read_text(encoding="utf-8"))
+    shape = Shape(**{one.name: stored[one.name] for one in fields(Shape)})
+    tokenizer = (options.student / "tokenizer.model").read_bytes()
+    write_checkpoint(options.output, shape.config(), tokenizer, read_safetensors(options.student / "model.safetensors"))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed (the extra 'train')")
 
+from gguforge.distill.demo.checkpoint import main as ship  # noqa: E402
+from gguforge.distill.demo.checkpoint import read_safetensors  # noqa: E402
 from gguforge.distill.demo.data import SHORT  # noqa: E402
 from gguforge.distill.demo.model import Llama, Shape, grown  # noqa: E402
 from gguforge.distill.demo.train import Stage, main, schedule, train  # noqa: E402
@@ -67,3 +69,17 @@ def test_the_teacher_needs_a_checkpoint_to_grow_from(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["--output", "nowhere", "--teacher"])
     assert "--begin" in capsys.readouterr().err
+
+
+def test_a_student_is_written_as_it_ships(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    train(tmp_path / "made", TINY, [Stage(1, 2, 320, SHORT, 1.0)], seed=1)
+    student = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32)
+    student.save_pretrained(tmp_path / "student")
+    (tmp_path / "student" / "tokenizer.model").write_bytes((tmp_path / "made" / "tokenizer.model").read_bytes())
+    ship(["--output", str(tmp_path / "shipped"), str(tmp_path / "student")])
+    made, shipped = (read_safetensors(tmp_path / name / "model.safetensors") for name in ("made", "shipped"))
+    assert {name: weights.tolist() for name, weights in made.items()} == {
+        name: weights.tolist() for name, weights in shipped.items()
+    }
+    assert (tmp_path / "shipped" / "config.json").read_bytes() == (tmp_path / "made" / "config.json").read_bytes()
