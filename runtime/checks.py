@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from gguforge.quant.errors import GGUFError
+from gguforge.quant.errors import EngineError, GGUFError
 from gguforge.quant.reader import GGUFFile
 
 _MAX_LAYERS = 512
@@ -24,6 +24,18 @@ def check_runnable(file: GGUFFile) -> None:
         raise GGUFError("holds no weights, only a vocabulary or metadata", path=file.path)
     _check_numbers(file)
     _check_tokenizer(file)
+
+
+def check_continues(file: GGUFFile) -> None:
+    """Refuse an encoder that llama.cpp takes for a decoder: BERT, whose attention goes in both directions.
+
+    Raises:
+        EngineError: it is one.
+    """
+    architecture = file.metadata.get("general.architecture")
+    causal = None if architecture is None else file.metadata.get(f"{architecture.value}.attention.causal")
+    if causal is not None and causal.value is False:
+        raise EngineError("is not a model that continues text (an encoder, for embeddings)", path=file.path)
 
 
 def _check_tokenizer(file: GGUFFile) -> None:

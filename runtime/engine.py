@@ -19,8 +19,8 @@ from gguforge.quant.constants import LlamaFileType
 from gguforge.quant.errors import EngineError
 from gguforge.quant.reader import GGUFFile
 from gguforge.quant.splits import read_model
-from gguforge.runtime.checks import check_runnable
-from gguforge.runtime.fit import choose_context
+from gguforge.runtime.checks import check_continues, check_runnable
+from gguforge.runtime.fit import choose_context, positions
 from gguforge.runtime.library import LOG, library, load_model, new_context
 from gguforge.runtime.machine import available_memory, physical_cores
 from gguforge.runtime.sampling import Sampler
@@ -75,7 +75,8 @@ class Engine:
         self._memory = self._llama.llama_get_memory(context)
         self.file = file
         self.threads = threads
-        self.context = int(self._llama.llama_n_ctx(context))
+        size = int(self._llama.llama_n_ctx(context))  # rounded up by llama.cpp
+        self.context = min(size, positions(file) or size)
         self.vocabulary = Vocabulary(model)
         self._held: list[int] = []  # tokens whose keys and values the context holds
         self._interrupted = False
@@ -108,6 +109,7 @@ class Engine:
         LOG.verbose = verbose
         file = read_model(path)
         check_runnable(file)
+        check_continues(file)
         tokens = choose_context(file, context, available_memory())
         workers = threads or physical_cores()
         llama, model = library(), load_model(file.path)

@@ -68,6 +68,11 @@ def kv_bytes_per_token(metadata: Mapping[str, Value]) -> int:
     return sum(kv_heads) * (key + value) * 2
 
 
+def positions(file: GGUFFile) -> int | None:
+    """Rows of a learned table of positions, beyond which llama.cpp ends the process; None for a model without one."""
+    return next((tensor.shape[0] for tensor in file.tensors if tensor.name == "position_embd.weight"), None)
+
+
 def choose_context(file: GGUFFile, asked: int | None, memory: int | None) -> int:
     """Tokens of context: what was asked for, or the training length, at most 8192, as far as memory allows.
 
@@ -78,6 +83,12 @@ def choose_context(file: GGUFFile, asked: int | None, memory: int | None) -> int
     Raises:
         EngineError: the model, or the context that was asked for, does not fit.
     """
+    most = positions(file)
+    if asked and most and asked > most:
+        raise EngineError(
+            "the context is longer than the model's table of positions", path=file.path,
+            expected=f"at most {most} tokens", found=asked, remedy=f"Give --context {most} or less.",
+        )  # fmt: skip
     need = needs(file)
     room = None if memory is None else memory - need.total(0)
     fits = None if room is None or not need.kv_per_token else room // need.kv_per_token // _CONTEXT_STEP * _CONTEXT_STEP

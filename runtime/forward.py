@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gguforge.quant.errors import EngineError, InputError
 from gguforge.quant.reader import GGUFFile
 from gguforge.quant.splits import read_model
-from gguforge.runtime.checks import check_runnable
+from gguforge.runtime.checks import check_continues, check_runnable
 from gguforge.runtime.fit import choose_context
 from gguforge.runtime.library import LOG, library, load_model
 from gguforge.runtime.machine import available_memory, physical_cores
@@ -82,6 +82,7 @@ class Forward:
         LOG.verbose = verbose
         file = read_model(path)
         check_runnable(file)
+        check_continues(file)
         choose_context(file, chunk, available_memory())
         llama, model = library(), load_model(file.path)
         if llama.llama_model_has_encoder(model) or not llama.llama_model_has_decoder(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from parity import opened, published, run, tokens_of
 
 from gguforge.convert import convert, plan
 from gguforge.convert.conversion import plan_vocabulary
-from gguforge.quant.errors import CheckpointError
+from gguforge.quant.errors import CheckpointError, EngineError
 from gguforge.quant.quantize import quantize
 from gguforge.quant.writer import write
+from gguforge.runtime.engine import Engine
+from gguforge.runtime.forward import Forward
 
 TOKENIZERS = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 
@@ -225,3 +228,10 @@ def test_fields_that_change_the_result_are_reported(config: dict[str, Any], expe
     lines: list[str] = []
     plan(build(bert(BERT | config), tmp_path), warn=lines.append)
     assert [expected in line for line in lines] == [True] * bool(expected)
+
+
+@pytest.mark.parametrize("reader", [Engine.open, lambda path: Forward.open(path, chunk=32, outputs=1)])
+def test_an_encoder_does_not_continue_texts(reader: Callable[[Path], object], tmp_path: Path) -> None:
+    convert(build(bert(), tmp_path), tmp_path / "out.gguf", workers=1, warn=quiet)
+    with pytest.raises(EngineError, match=r"out.gguf: is not a model that continues text \(an encoder"):
+        reader(tmp_path / "out.gguf")

@@ -13,9 +13,11 @@ from parity import opened, published, run, tokens_of
 
 from gguforge.convert import convert, plan
 from gguforge.convert.conversion import plan_vocabulary
-from gguforge.quant.errors import CheckpointError
+from gguforge.quant.errors import CheckpointError, EngineError
 from gguforge.quant.quantize import quantize
 from gguforge.quant.writer import write
+from gguforge.runtime.engine import Engine, Stats
+from gguforge.runtime.sampling import Sampling
 
 TOKENIZERS = Path(__file__).parents[3] / "shared" / "data" / "tokenizers"
 
@@ -139,6 +141,20 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3 * np.abs(theirs).max())
             assert ours[-1].argmax() == theirs[-1].argmax()
             tokens.append(int(theirs[-1].argmax()))
+
+
+def test_a_context_ends_where_the_table_of_positions_does(tmp_path: Path) -> None:
+    """llama.cpp rounds a context up, and ends the process at the first position beyond the table."""
+    convert(build(gpt2(), tmp_path), tmp_path / "out.gguf", workers=1, warn=quiet)
+    with Engine.open(tmp_path / "out.gguf", threads=1) as engine:
+        assert engine.context == 96
+        stats = Stats()
+        sampler = engine.sampler(Sampling(temperature=0))
+        assert len(list(engine.generate(list(range(90)), sampler, stats))) == 7
+        assert stats.stop == "context"
+    for context in (97, 512):
+        with pytest.raises(EngineError, match=r"longer than the model's table of positions .expected at most 96"):
+            Engine.open(tmp_path / "out.gguf", context=context)
 
 
 @pytest.mark.skipif(not (TOKENIZERS / "gpt2-hf").is_dir(), reason="the real tokenizers are not here")
