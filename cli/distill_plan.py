@@ -132,6 +132,7 @@ def command(
         _measure(planner, machine, Path(output), say)
         return
     students = _students(planner, machine, start, say)
+    planner.budget = amount.with_speed()
     if as_json:
         click.echo(json.dumps({"limits": asdict(limits), "students": [_facts(planner, one) for one in students]}))
     else:
@@ -159,11 +160,11 @@ def _students(planner: Planner, machine: Machine, start: str | None, say: Say) -
         InputError: nothing fits, or the teacher cannot be cut.
     """
     from gguforge.distill.planning.search import propose
-    from gguforge.distill.planning.shapes import cut_shapes, new_shapes
+    from gguforge.distill.planning.shapes import new_shapes
     from gguforge.quant.errors import InputError
 
     family = planner.family
-    new, cut = list(new_shapes(family.shape)), list(cut_shapes(family.shape)) if family.can_be_cut else []
+    new, cut = list(new_shapes(family.shape)), list(family.parts())
     if start == "cut" and not cut:
         raise InputError("only a checkpoint can be cut", path=family.teacher, remedy="Leave --from cut out.")
     pace = _pace(planner, machine, cut or new, say)

@@ -145,6 +145,8 @@ AXES: dict[str, tuple[str, ...]] = {
     "up_proj.bias": ("ffn",), "down_proj.bias": ("hidden",),
 }  # fmt: skip
 PRUNABLE = ("llama", "mistral", "qwen2", "qwen3")
+HEADS_FILL_WIDTH = ("qwen2",)
+"""Of these, llama.cpp's graph wants all heads together to be as wide as the hidden state, which stays as it is then."""
 
 
 def axes_of(name: str) -> tuple[str, ...]:
@@ -270,6 +272,11 @@ def _check_width(config: Mapping[str, Any], part: StudentPart, path: Path) -> No
         raise InputError(
             "channels of this architecture cannot be cut", path=path, expected=" or ".join(PRUNABLE),
             found=config.get("model_type"), remedy="Cut layers instead.",
+        )  # fmt: skip
+    if part.hidden_size is not None and config.get("model_type") in HEADS_FILL_WIDTH:
+        raise InputError(
+            "student.hidden_size: llama.cpp cannot run a Qwen2 that is narrower than its heads", path=path,
+            remedy="Cut layers and intermediate_size.",
         )  # fmt: skip
     for key in ("hidden_size", "intermediate_size"):
         wanted, there = getattr(part, key), int(config[key])

@@ -82,9 +82,11 @@ class Pace:
         """Tokens a second, likewise."""
         return 1 / self.seconds(nbytes)
 
-    def with_point(self, point: Point) -> Pace:
-        """The same with one model more."""
-        return Pace(self.preset, self.threads, (*self.points, point))
+    def corrected(self, point: Point) -> Pace:
+        """With one model more, and the others as much slower or faster as it was than the forecast for it."""
+        factor = point.seconds / self.seconds(point.bytes)
+        points = (Point(one.bytes, one.seconds * factor) for one in self.points)
+        return Pace(self.preset, self.threads, (*points, point))
 
     def save(self, path: Path) -> None:
         """Write it to a file that `load` reads."""

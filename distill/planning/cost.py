@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,17 @@ class Budget:
             return max(1, int(self.hours * 3600 * self.flops / work(shape, family)))
         return usual_tokens(shape)
 
+    def with_speed(self) -> Budget:
+        """The same with the speed of training here, if torch is here to tell."""
+        return self if self.flops is not None else replace(self, flops=measured_flops())
+
     def loss(self, shape: Shape, family: Family) -> float:
         """What the law expects then."""
         return expected_loss(shape.body, self.spent_on(shape, family) * (INHERITED if shape.cut else 1))
 
 
 def read_budget(text: str | None) -> Budget:
-    """A budget in words, with what a step of training takes here.
+    """A budget in words; hours with the speed of training here, which they are worth nothing without.
 
     Raises:
         InputError: it is none.
@@ -76,14 +80,13 @@ def read_budget(text: str | None) -> Budget:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(h|[kmb]?)", (text or "0").strip().lower())
     if match is None or (text is not None and not float(match[1])):
         raise InputError(f"{text!r} is no budget", expected="hours or tokens, such as 12h or 500M")
-    flops, amount = measured_flops(), float(match[1])
-    if text is None:
-        return Budget(flops=flops)
+    amount = float(match[1])
     if match[2] == "h":
+        flops = measured_flops()
         if flops is None:
             raise MissingExtraError("torch", students.EXTRA)
         return Budget(hours=amount, flops=flops)
-    return Budget(tokens=int(amount * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2]]), flops=flops)
+    return Budget(tokens=int(amount * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2]]) or None)
 
 
 @dataclass(frozen=True)

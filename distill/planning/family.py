@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gguforge.convert.architectures import find_architecture
+from gguforge.convert.config import Config
 from gguforge.convert.conversion import plan_vocabulary
 from gguforge.convert.json_file import Json, read_object
-from gguforge.distill.planning.shapes import Shape
-from gguforge.distill.students import PRUNABLE
+from gguforge.distill.planning.shapes import Shape, cut_shapes
+from gguforge.distill.students import HEADS_FILL_WIDTH, PRUNABLE
 from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.errors import GGUFError, InputError
 from gguforge.quant.metadata import Value, array, string
@@ -63,23 +65,28 @@ class Family:
     @property
     def shape(self) -> Shape:
         """The teacher's own."""
-        config = self.config
-        heads = int(config["num_attention_heads"])
-        return Shape(
-            layers=int(config["num_hidden_layers"]),
-            hidden=int(config["hidden_size"]),
-            ffn=int(config["intermediate_size"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            cut=True,
-        )
+        path = Path("config.json")
+        architecture = find_architecture(self.config, path)
+        read = Config(self.config, path, architecture.defaults, architecture.aliases)
+        names = ("layers", "hidden", "ffn", "heads", "kv_heads", "head")
+        sizes = {name: architecture.sizes(read)[name] for name in names}
+        return Shape(**sizes, tied=read.flag("tie_word_embeddings"), cut=True)
 
     @property
     def vocabulary(self) -> int:
         """Rows of the embedding."""
         return int(self.config["vocab_size"])
+
+    @property
+    def heads_fill_width(self) -> bool:
+        """Whether llama.cpp's graph wants all heads together to be as wide as the hidden state."""
+        return self.config.get("model_type") in HEADS_FILL_WIDTH
+
+    def parts(self) -> Iterator[Shape]:
+        """The shapes that can be cut from the teacher; none without its checkpoint."""
+        for shape in cut_shapes(self.shape) if self.can_be_cut else ():
+            if shape.heads * shape.head == shape.hidden or not self.heads_fill_width:
+                yield shape
 
     @property
     def can_be_cut(self) -> bool:
@@ -94,9 +101,7 @@ class Family:
             "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
             "tie_word_embeddings": shape.tied,
         }  # fmt: skip
-        if "head_dim" in made or shape.heads * shape.head != shape.hidden:
-            made["head_dim"] = shape.head
-        return made
+        return made if self.heads_fill_width else made | {"head_dim": shape.head}
 
 
 def family_of(teacher: Path | None) -> Family:

@@ -79,8 +79,9 @@ def new_shapes(teacher: Shape) -> Iterator[Shape]:
 
 def cut_shapes(teacher: Shape) -> Iterator[Shape]:
     """Students that are parts of the teacher: fewer layers, fewer channels, all heads."""
-    for hidden in range(UNIT, teacher.hidden + 1, UNIT):
-        ffn = max(UNIT, round(teacher.ffn / teacher.hidden * hidden / UNIT) * UNIT)
+    ratio = teacher.ffn / teacher.hidden
+    widths = {hidden: max(UNIT, round(ratio * hidden / UNIT) * UNIT) for hidden in range(UNIT, teacher.hidden, UNIT)}
+    for hidden, ffn in [*widths.items(), (teacher.hidden, teacher.ffn)]:
         for layers in range(max(1, teacher.layers // 4), teacher.layers + 1):
             shape = replace(teacher, layers=layers, hidden=hidden, ffn=min(ffn, teacher.ffn), cut=True)
             if shape.body < teacher.body and hidden >= THIN[0] * layers:

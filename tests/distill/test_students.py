@@ -124,6 +124,14 @@ def test_what_is_saved_can_be_converted_and_replaces_what_was_there(
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
+def test_channels_of_a_qwen2_stay_as_many_as_its_heads_need(teacher: Any) -> None:
+    config = like(CONFIG, model_type="qwen2")
+    with pytest.raises(InputError, match=r"llama\.cpp cannot run a Qwen2 that is narrower"):
+        students.cut(teacher, config, StudentPart(hidden_size=32), Path("config.json"), batches())
+    part = StudentPart(intermediate_size=16)
+    assert students.cut(teacher, CONFIG, part, Path("config.json"), batches()).config.intermediate_size == 16
+
+
 def test_a_folder_with_something_else_is_not_replaced(teacher: Any, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="no checkpoint"):
