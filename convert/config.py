@@ -82,15 +82,15 @@ class Config:
         value = self.values.get(name, None if callable(default) else default)
         return default(self) if value is None and callable(default) else value
 
-    def count(self, name: str, most: int = 1 << 31) -> int:
-        """A field that must be a whole number from 1 to `most`.
+    def count(self, name: str, most: int = 1 << 31, least: int = 1) -> int:
+        """A field that must be a whole number from `least` to `most`.
 
         Raises:
             CheckpointError: it is absent or something else.
         """
         value = self.get(name)
-        if type(value) is not int or not 1 <= value <= most:
-            raise self.wrong(name, f"a whole number from 1 to {most}", value)
+        if type(value) is not int or not least <= value <= most:
+            raise self.wrong(name, f"a whole number from {least} to {most}", value)
         return value
 
     def number(self, name: str) -> float:

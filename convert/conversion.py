@@ -90,7 +90,7 @@ def plan(
     float_type = GGMLQuantizationType[preset.name if preset is not None and as_is else _stored_type(folder)]
     tensors = _tensors(architecture, config, folder, float_type, warn)
     metadata = _metadata(architecture, config, folder, tensors, float_type, pre, model_name, warn)
-    made = Plan(metadata, tensors)
+    made = Plan(metadata, tensors, every_dimension=True)
     return made if preset is None or as_is else retype(made, preset, overrides=Overrides(table=rules))
 
 

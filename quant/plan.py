@@ -122,11 +122,13 @@ class Plan:
         metadata: keys and values in file order.
         tensors: tensors in file order.
         alignment: bytes; the data section and every tensor begin at a multiple of it.
+        every_dimension: write trailing ones of a shape too, as llama.cpp's converter does and ggml does not.
     """
 
     metadata: Mapping[str, Value]
     tensors: tuple[TensorPlan, ...]
     alignment: int = field(default=DEFAULT_ALIGNMENT)
+    every_dimension: bool = False
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -143,7 +145,7 @@ class Plan:
         parts = [MAGIC, struct.pack("<IQQ", VERSION, len(self.tensors), len(self.metadata))]
         parts += [pack_string(key) + value.pack() for key, value in self.metadata.items()]
         for tensor, offset in zip(self.tensors, self.offsets, strict=True):
-            dimensions = dimensions_on_disk(tensor.shape)
+            dimensions = tensor.shape[::-1] if self.every_dimension else dimensions_on_disk(tensor.shape)
             layout = f"<I{len(dimensions)}QIQ"
             parts.append(
                 pack_string(tensor.name) + struct.pack(layout, len(dimensions), *dimensions, tensor.type, offset)

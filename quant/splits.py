@@ -247,7 +247,8 @@ def _plans(plan: Plan, groups: Sequence[Iterable[TensorPlan]], keys: Sequence[st
         own = {key: values[key] for key in keys}
         first = number == 0
         metadata = {**plan.metadata, **own} if first else own
-        plans.append(Plan(metadata, tuple(tensors), plan.alignment if first else DEFAULT_ALIGNMENT))
+        alignment = plan.alignment if first else DEFAULT_ALIGNMENT
+        plans.append(Plan(metadata, tuple(tensors), alignment, plan.every_dimension))
     return tuple(plans)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gguforge.convert.checkpoint import Checkpoint
-from gguforge.convert.json_file import TOKENIZER_LIMIT
+from gguforge.convert.json_file import TOKENIZER_LIMIT, Json
 from gguforge.convert.vocabularies.bpe import BPE, checked_merges
-from gguforge.convert.vocabularies.tables import added_tokens_file, added_tokens_of, checked_vocabulary
+from gguforge.convert.vocabularies.tables import AddedToken, added_tokens_file, added_tokens_of, checked_vocabulary
 from gguforge.quant.errors import CheckpointError
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
@@ -24,17 +24,22 @@ class TokenizerClass:
     Attributes:
         pre: llama.cpp's name of its pre-tokenizer.
         names: its special tokens, where tokenizer_config.json names none.
+        surrounds: whether it puts a token before and after every text, as RoBERTa does.
     """
 
     pre: str
     names: dict[str, str]
+    surrounds: bool = False
 
 
 END = "<|endoftext|>"
 GPT2 = TokenizerClass("gpt-2", {"bos_token": END, "eos_token": END, "unk_token": END})
 QWEN2 = TokenizerClass("qwen2", {"eos_token": END, "unk_token": END, "pad_token": END})
-CLASSES = {"GPT2Tokenizer": GPT2, "Qwen2Tokenizer": QWEN2}
-MODEL_TYPES = {"gpt2": GPT2, "qwen2": QWEN2, "qwen3": QWEN2}
+ROBERTA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>",
+                 "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}  # fmt: skip
+ROBERTA = TokenizerClass("roberta-bpe", ROBERTA_NAMES, surrounds=True)
+CLASSES = {"GPT2Tokenizer": GPT2, "Qwen2Tokenizer": QWEN2, "RobertaTokenizer": ROBERTA}
+MODEL_TYPES = {"gpt2": GPT2, "qwen2": QWEN2, "qwen3": QWEN2, "roberta": ROBERTA}
 """The class that transformers takes for a model whose files name none."""
 
 
@@ -57,7 +62,15 @@ def read_vocabulary_files(checkpoint: Checkpoint) -> tuple[BPE, str]:
     vocabulary = checked_vocabulary(checkpoint.object(VOCABULARY, TOKENIZER_LIMIT), folder / VOCABULARY)
     merges = checked_merges(_merges(checkpoint.text(MERGES)), folder / MERGES)
     added = added_tokens_of(added_tokens_file(checkpoint), vocabulary, checkpoint, found.names)
-    return BPE({}, vocabulary, merges, added), found.pre
+    return BPE(_processing(found, added), vocabulary, merges, added), found.pre
+
+
+def _processing(found: TokenizerClass, added: dict[int, AddedToken]) -> Json:
+    """What a tokenizer.json would say of the tokens around a text; {} where the class puts none."""
+    if not found.surrounds:
+        return {}
+    listed = [{"id": i, "content": token.text} for i, token in added.items()]
+    return {"added_tokens": listed, "post_processor": {"type": "RobertaProcessing"}}
 
 
 def _class(checkpoint: Checkpoint) -> TokenizerClass:

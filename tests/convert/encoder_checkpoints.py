@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from string import ascii_lowercase, digits, punctuation
 from typing import Any
 
-from checkpoints import TEXT, VOCAB, Case, like
+from checkpoints import TEXT, TOKENIZERS, VOCAB, Case, like
 from learned_checkpoints import Shapes
 
 BERT = {
@@ -164,6 +164,46 @@ def distilbert(**changes: Any) -> Case:
                 **{"tensors": distilbert_tensors(), "files": FILES, **changes})  # fmt: skip
 
 
+ROBERTA = like(BERT, architectures=["RobertaModel"], model_type="roberta", max_position_embeddings=50, bos_token_id=0,
+               pad_token_id=1, eos_token_id=2, layer_norm_eps=1e-05, type_vocab_size=1)  # fmt: skip
+ROBERTA_SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+ROBERTA_CONFIG = {"tokenizer_class": "RobertaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>",
+                  "cls_token": "<s>", "unk_token": "<unk>", "pad_token": "<pad>", "add_prefix_space": False,
+                  "mask_token": {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "normalized": False,
+                                 "rstrip": False, "single_word": False}}  # fmt: skip
+
+
+def roberta_json() -> dict[str, Any]:
+    """tokenizer.json as transformers writes it for RoBERTa: special tokens first, a template of its own."""
+    tokenizer = TOKENIZERS["byte_level"](Case(BERT, pre="gpt-2"))["tokenizer.json"]
+    texts = [*ROBERTA_SPECIALS[:4], *tokenizer["model"]["vocab"], "<mask>"]
+    flags = {"single_word": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer["added_tokens"] = [{"id": texts.index(text), "content": text, "lstrip": text == "<mask>", **flags}
+                                 for text in ROBERTA_SPECIALS]  # fmt: skip
+    tokenizer["model"]["vocab"] = {text: i for i, text in enumerate(texts)}
+    tokenizer["normalizer"] = None
+    tokenizer["post_processor"] = {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0],
+                                   "trim_offsets": True, "add_prefix_space": False}  # fmt: skip
+    return tokenizer
+
+
+ROBERTA_FILES = {"tokenizer.json": roberta_json(), "tokenizer_config.json": ROBERTA_CONFIG}
+
+
+def roberta(config: Mapping[str, Any] = ROBERTA, **changes: Any) -> Case:
+    """A RoBERTa with tokenizer.json."""
+    known = {"tokenizer": "none", "tensors": bert_tensors(config), "files": ROBERTA_FILES}
+    return Case(config, pre="roberta-bpe", **{**known, **changes})
+
+
+def roberta_lines() -> dict[str, Any]:
+    """The same tokenizer in vocab.json and merges.txt."""
+    model = roberta_json()["model"]
+    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+    return {"vocab.json": model["vocab"], "merges.txt": "#version: 0.2\n" + merges,
+            "tokenizer_config.json": ROBERTA_CONFIG}  # fmt: skip
+
+
 MASKED = like(BERT, architectures=["BertForMaskedLM"])
 OLD_NAMES = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): shape
              for name, shape in bert_tensors(prefix="bert.").items()}  # fmt: skip
@@ -195,4 +235,8 @@ CASES: dict[str, Case] = {
         tensors=distilbert_tensors(prefix="distilbert."),
         extra={**_with_bias("vocab_transform", 64, 64), **_with_bias("vocab_layer_norm", 64),
                "vocab_projector.bias": (VOCAB,)}),
+    "roberta": roberta(extra=pooler()),
+    "roberta-prefix": roberta(tensors=bert_tensors(ROBERTA, "roberta."), dtype="F16"),
+    "roberta-no-padding": roberta(like(ROBERTA) | {"pad_token_id": None}),
+    "roberta-sparse-config": roberta(like(ROBERTA, pad_token_id=None), dtype="F32", type="F32"),
 }  # fmt: skip

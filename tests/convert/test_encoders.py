@@ -1,4 +1,4 @@
-"""BERT and DistilBERT: WordPiece, pooling, what is refused, and embeddings against those of transformers."""
+"""BERT and its relatives: WordPiece, pooling, what is refused, and embeddings against those of transformers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from encoder_checkpoints import (
     DISTILBERT,
     FILES,
     LINES,
+    ROBERTA,
+    ROBERTA_FILES,
     bert,
     bert_tensors,
     distilbert,
+    roberta,
+    roberta_lines,
     sentence_transformer,
     wordpiece_json,
     wordpieces,
@@ -65,6 +69,13 @@ MODELS: dict[str, tuple[Case, str, str]] = {
     "bert-cls": (bert(files=FILES | sentence_transformer(pooling_mode_cls_token=True)), "BertModel", "cls"),
     "bert-masked": (bert(like(BERT, architectures=["BertForMaskedLM"])), "BertForMaskedLM", ""),
     "distilbert": (distilbert(), "DistilBertModel", ""),
+    "roberta": (
+        roberta(files=ROBERTA_FILES | sentence_transformer(pooling_mode_cls_token=True)),
+        "RobertaModel",
+        "cls",
+    ),
+    "roberta-masked": (roberta(like(ROBERTA, architectures=["RobertaForMaskedLM"])), "RobertaForMaskedLM", ""),
+    "roberta-files": (roberta(files=roberta_lines()), "RobertaModel", ""),
 }
 
 
@@ -83,7 +94,7 @@ def test_embeddings_are_those_of_transformers(name: str, tmp_path: Path) -> None
     text = "The quick brown fox, she sells 3 shells!"
     ids = transformers.AutoTokenizer.from_pretrained(folder).encode(text)
     with torch.inference_mode():
-        encoder = getattr(model, "bert", model)
+        encoder = getattr(model, model.base_model_prefix, model)
         theirs = encoder(torch.tensor([ids])).last_hidden_state[0].numpy()
     theirs = {"mean": theirs.mean(0, keepdims=True), "cls": theirs[:1], "": theirs}[pooling]
     with opened(tmp_path / "out.gguf") as loaded:
@@ -122,6 +133,11 @@ TEXTS = ["The quick fox.", "the QUICK br\u00f6wn fox jumping", "caf\u00e9 A \u4e
 )  # fmt: skip
 def test_texts_are_cut_as_by_transformers(files: dict[str, Any], tmp_path: Path) -> None:
     cut(build(bert(files=files), tmp_path), tmp_path / "out.gguf", TEXTS)
+
+
+@pytest.mark.parametrize("files", [ROBERTA_FILES, roberta_lines()], ids=["json", "files"])
+def test_texts_are_cut_as_by_roberta(files: dict[str, Any], tmp_path: Path) -> None:
+    cut(build(roberta(files=files), tmp_path), tmp_path / "out.gguf", TEXTS)
 
 
 def test_special_tokens_of_a_vocabulary_of_ones_own(tmp_path: Path) -> None:
@@ -188,6 +204,11 @@ def test_damaged_vocabularies_are_refused(files: dict[str, Any], match: str, tmp
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(config: dict[str, Any], match: str, tmp_path: Path) -> None:
     refused(bert(BERT | config, tensors=bert_tensors()), tmp_path, match)
+
+
+@pytest.mark.parametrize("number", [49, 50, 10**6, -1, "1"])
+def test_a_padding_token_that_leaves_no_positions(number: object, tmp_path: Path) -> None:
+    refused(roberta(ROBERTA | {"pad_token_id": number}), tmp_path, "'pad_token_id' cannot be used")
 
 
 def test_distilbert_names_its_own_fields(tmp_path: Path) -> None:
