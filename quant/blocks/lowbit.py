@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, block_mean, f2, u1
-from gguforge.quant.blocks.kquants import pack_2bit, unpack_2bit
 from gguforge.quant.blocks.legacy import reciprocal, round_half_away, settle
+from gguforge.quant.blocks.packing import pack_2bit, unpack_2bit
 from gguforge.quant.constants import GGMLQuantizationType as T
 
 u8 = np.uint8

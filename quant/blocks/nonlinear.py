@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, f2, u1
-from gguforge.quant.blocks.kquants import first_extreme, per_block, per_group
+from gguforge.quant.blocks.kquants import per_block, per_group
 from gguforge.quant.blocks.legacy import pack_nibbles, reciprocal, unpack_nibbles
 from gguforge.quant.constants import GGMLQuantizationType as T
-from gguforge.quant.search.base import as_groups, f32, nearest_int, scratch
+from gguforge.quant.search.base import as_groups, extreme, f32, nearest_int, scratch
 from gguforge.quant.search.table import TABLE, TableFit, nearest
 
 SIZE = 32
@@ -55,7 +55,7 @@ class IQ4_XS(
     def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
         groups, scale = fit_groups(x, w)
         scales = per_block(scale, 8)
-        d = -first_extreme(scales) / f32(32)
+        d = -extreme(scales) / f32(32)
         codes = nearest_int(reciprocal(d) * scales)
         codes.clip(-32, 31, out=codes)
         step = per_group(d * codes.astype(np.float32))

@@ -15,6 +15,7 @@ Mask = NDArray[np.bool_]
 GROUP_MAX_EPS = np.float32(1e-15)  # ggml: a group whose largest weight is below this is all zero
 CACHE_LINE = 64  # bytes
 TRANSPOSED = 1 << 13  # elements at once: what fits the first cache is transposed a third faster
+LIMIT = 1 << 22  # beyond it ggml's rounding wraps around
 MAGIC = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds a float to the nearest integer, ties to even
 
 
@@ -24,7 +25,7 @@ def f32(value: float) -> np.float32:
 
 
 def nearest_int(x: Floats) -> NDArray[np.int32]:
-    """Round half to even as ggml's `nearest_int`, which wraps beyond 2^22 and sends infinity to -2^22, NaN to 0."""
+    """Round half to even as ggml's `nearest_int`, which wraps beyond `LIMIT`, sends infinity to -LIMIT and NaN to 0."""
     return ((x + MAGIC).view(np.int32) & 0x7FFFFF) - 0x400000
 
 
@@ -52,6 +53,12 @@ def scratch(purpose: str, shape: tuple[int, ...]) -> Floats:
         start = -raw.ctypes.data % CACHE_LINE
         found = _scratch.arrays[purpose] = raw[start : start + 4 * size].view(np.float32)
     return found[:size].reshape(shape)
+
+
+def byte_scratch(purpose: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The same of bytes."""
+    size = math.prod(shape)
+    return scratch(purpose, (-(-size // 4),)).view(np.uint8)[:size].reshape(shape)
 
 
 def as_groups(x: Floats, size: int, purpose: str = "groups") -> Floats:
@@ -107,7 +114,7 @@ def einsum_rounds_products() -> bool:
 
 
 def round_into(t: Floats, low: int, high: int, finite: bool) -> None:
-    """Round `t` in place, then clip to `low..high`; `finite` promises that |t| < 2^22 everywhere."""
+    """Round `t` in place, then clip to `low..high`; `finite` promises that |t| < LIMIT everywhere."""
     if finite:
         np.rint(t, out=t)
     else:
