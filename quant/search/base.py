@@ -114,8 +114,8 @@ def einsum_rounds_products() -> bool:
 
 
 def round_into(t: Floats, low: int, high: int, finite: bool) -> None:
-    """Round `t` in place, then clip to `low..high`; `finite` promises that |t| < LIMIT everywhere."""
-    if finite:
+    """Round `t` in place, then clip to `low..high`; `finite` promises that |t| < LIMIT everywhere, else it is tested."""
+    if finite or (t.size and t.min() > -LIMIT and t.max() < LIMIT):
         np.rint(t, out=t)
     else:
         t[...] = nearest_int(t)
