@@ -98,6 +98,7 @@ TEACHER_STAGES = (
     Stage(steps=100, rows=16, length=256, turns=SHORT, rate=0.5, final=0.9, dropout=0.1, decay=0.05),
     Stage(steps=50, rows=8, length=512, turns=MIXED, rate=0.4, final=0.5, dropout=0.1, decay=0.05),
     Stage(steps=90, rows=16, length=256, turns=MOSTLY_ONE, rate=0.3, dropout=0.1, decay=0.05, own=0.6),
+    Stage(steps=70, rows=16, length=256, turns=MOSTLY_ONE, rate=0.3, dropout=0.1, decay=0.05, own=0.7),
 )
 
 
@@ -126,8 +127,8 @@ def train(output: Path, shape: Shape, stages: Sequence[Stage], seed: int, begin:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(course.lessons)} lessons", file=sys.stderr)
 
     loss = math.nan
-    for stage in stages:
-        talk = Talk(course, seed, stage.turns, stage.own)
+    for number, stage in enumerate(stages):
+        talk = Talk(course, seed + number, stage.turns, stage.own)
         for recent in run_stage(model, Tokenizer(vocabulary), talk, stage):
             loss = recent
             tensors = {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
