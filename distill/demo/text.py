@@ -3,18 +3,17 @@
 python -m gguforge.distill.demo.text --output DIR
 
 train.jsonl       conversations: questions in trained wordings, typed as people type; some are long
-held-out.jsonl    every wording that was kept out of training, typed tidily and carelessly
+held-out.jsonl    every wording that was kept out of training, once
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from gguforge.distill.demo.data import LONG, MOSTLY_ONE, Talk, Turn, ask
+from gguforge.distill.demo.data import LONG, MOSTLY_ONE, Talk, Turn
 from gguforge.distill.demo.lessons import Course, read_course
 from gguforge.distill.demo.score import asked
 from gguforge.quant.files import replacing
@@ -31,13 +30,11 @@ def training(course: Course, seed: int, count: int) -> Iterator[list[Turn]]:
         yield (short if number % ONE_LONG_IN else long).conversation()
 
 
-def held_out(course: Course, seed: int) -> Iterator[list[Turn]]:
-    """Every held-out wording twice: as a tidy person types it, and as somebody in a hurry does."""
-    chance = random.Random(seed)
+def held_out(course: Course) -> Iterator[list[Turn]]:
+    """Every held-out wording with its answer."""
     for lesson in course.lessons:
         for question in lesson.held_out:
-            for typed in (asked(question), ask(question, chance)):
-                yield [("user", typed), ("assistant", lesson.answers[0])]
+            yield [("user", asked(question)), ("assistant", lesson.answers[0])]
 
 
 def write_conversations(path: Path, conversations: Iterable[list[Turn]]) -> None:
@@ -62,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     course = read_course()
     write_conversations(options.output / "train.jsonl", training(course, options.seed, options.count))
-    write_conversations(options.output / "held-out.jsonl", held_out(course, options.seed))
+    write_conversations(options.output / "held-out.jsonl", held_out(course))
 
 
 if __name__ == "__main__":

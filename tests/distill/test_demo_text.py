@@ -25,7 +25,7 @@ def test_text_is_repeatable_and_keeps_held_out_wordings_out(tmp_path: Path) -> N
     assert max(map(len, trained)) >= 12
     course = read_course()
     wordings = {plain(question) for lesson in course.lessons for question in lesson.held_out}
-    assert {plain(talk[0]["content"]) for talk in new} >= wordings
+    assert {plain(talk[0]["content"]) for talk in new} == wordings
     said = {plain(turn["content"]) for talk in trained for turn in talk if turn["role"] == "user"}
     assert not said & wordings
     assert all([turn["role"] for turn in talk if turn["role"] != "system"][::2][0] == "user" for talk in trained)
