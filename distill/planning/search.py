@@ -169,17 +169,20 @@ def measured(plan: Plan, threads: int) -> Point:
 
 
 def samples(planner: Planner, shapes: Sequence[Shape]) -> Iterator[Plan]:
-    """Models to fit a machine's speed to, the largest first."""
+    """Models to fit a machine's speed to, the largest first: of each size the one that would be proposed.
+
+    Time a byte depends on the mix of types and on the number of layers too, which these have like the proposals.
+    """
     free = available_memory() or planner.limits.memory
     largest = min(LARGEST_SAMPLE, planner.limits.memory // 2, free // 2)
     vocabulary = planner.family.vocabulary
     share = planner.plan(shapes[0]).data_bytes / shapes[0].weights(vocabulary)
     chosen: list[Shape] = []
     for number in range(SAMPLES):
-        wanted = largest / 2**number
-        nearest = min(shapes, key=lambda one: abs(share * one.weights(vocabulary) - wanted))
-        if nearest not in chosen:
-            chosen.append(nearest)
+        room = max(largest / 2**number, share * min(shape.weights(vocabulary) for shape in shapes))
+        best = min((one for one in shapes if share * one.weights(vocabulary) <= room), key=planner.loss)
+        if best not in chosen:
+            chosen.append(best)
     return map(planner.plan, chosen)
 
 
