@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -94,7 +94,7 @@ def bars(quiet: bool) -> Iterator[Bar]:
         yield show
 
 
-def planned(stages: list[Stage], state: State) -> dict[str, object]:
+def planned(stages: list[Stage], state: State) -> dict[str, list[dict[str, Any]]]:
     """What `--dry-run --json` prints."""
     return {
         "stages": [

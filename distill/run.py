@@ -33,13 +33,13 @@ def follow(
         GGUForgeError: an input cannot be used, a stage failed, or the folder holds what may not be thrown away.
     """
     output = Path(output)
+    stages_of(recipe, output)  # what is wrong is known before torch is loaded, and before a folder is made
     with processes(recipe.hardware.device, recipe.hardware.threads) as group:
         way = Way(recipe, output, group, bar)
         stages = way.stages()
         if not group.first:
             run_stages(stages, None, group, tell)
             return None
-        State(output)  # a folder of somebody else is left as it is
         output.mkdir(parents=True, exist_ok=True)
         with alone(output):
             state = State(output)

@@ -14,6 +14,7 @@ import pytest
 from checkpoints import SMALL_K, TEMPLATE, Case, build, like
 from stand_ins import bert
 
+from gguforge.cli.distill_run import plan_table, planned
 from gguforge.distill.recipe import read_recipe
 from gguforge.quant.errors import GGUForgeError, InputError, OutputError
 from gguforge.quant.quantize import plan_of_file
@@ -166,6 +167,18 @@ def test_another_type_is_added(home: Path, copy: Path) -> None:
     assert done == ["quantize Q5_K_S", "evaluate Q5_K_S"]
     after = contents(copy)
     assert (after.pop("tiny-Q5_K_S.gguf")[:4], after) == (b"GGUF", before)
+
+
+def test_a_plan_tells_what_is_done_and_what_memory_the_rest_needs(home: Path, copy: Path) -> None:
+    (copy / "tiny-Q8_0.gguf").unlink()
+    (home / "recipe.toml").write_text(WHOLE)
+    stages, state = stages_of(read_recipe(home / "recipe.toml"), copy)
+    lines = plan_table(stages, state).splitlines()[1:]
+    assert [line.split("  ")[0] for line in lines] == list(STAGES)
+    assert [" to go on" in line for line in lines] == [name == "quantize Q8_0" for name in STAGES]
+    needs = {one["stage"]: one["memory_bytes"] for one in planned(stages, state)["stages"]}
+    assert {name for name, need in needs.items() if need is not None} == {"collect", "train", "finish"}
+    assert needs["finish"] > needs["train"] > 400 << 20
 
 
 def test_a_changed_loss_is_refused_and_done_again_on_request(home: Path, copy: Path) -> None:
