@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gguforge.convert.checkpoint import read_checkpoint
 from gguforge.convert.json_file import read_object
+from gguforge.distill.encoders.masking import scored
 from gguforge.distill.footprint import BASE, FLOAT
 from gguforge.distill.recipe import Recipe
 from gguforge.distill.students import count_weights, cut_config
@@ -29,7 +30,7 @@ def training_memory(recipe: Recipe) -> int:
     taught = 0
     if teacher is not None and (recipe.needs_teacher or recipe.data.held_out):
         taught = count_weights(read_object(teacher / "config.json"), teacher / "config.json")
-    return memory_of(recipe, config, count_weights(config, path), taught, recipe.data.context, 1.0).total
+    return memory_of(recipe, config, count_weights(config, path), taught, recipe.data.context, scored(config)).total
 
 
 def model_memory(place: str | Path) -> int:

@@ -185,6 +185,8 @@ class Objective:
                 raise InputError("the soft targets hold no entries")
             return losses.sampled_kl(student.scores, batch.entries, self.temperature)
         assert teacher is not None
+        if teacher.scores is None:
+            raise InputError(f"losses.{name} needs a teacher with such a head, too")
         return self._online(name, *same_vocabulary(student.scores, teacher.scores))
 
     def _online(self, name: str, student: Tensor, teacher: Tensor) -> Tensor:
@@ -234,8 +236,7 @@ def _one_width(name: str, other: str, student: Tensor, teacher: Tensor) -> None:
         )  # fmt: skip
 
 
-def same_vocabulary(student: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
+def same_vocabulary(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both models' scores for the tokens that both have: some pad their vocabularies to rounder numbers."""
-    assert teacher is not None
     shared = min(student.shape[-1], teacher.shape[-1])
     return student[:, :shared], teacher[:, :shared]

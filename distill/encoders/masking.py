@@ -7,7 +7,7 @@ step, the batch and the process alone, so that a run that is taken up again hide
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,24 @@ from numpy.typing import NDArray
 from gguforge.distill.batches import Batch, Reading
 from gguforge.distill.encoders.text import Words
 from gguforge.distill.shards import Document, Ids
+from gguforge.distill.students import architecture, is_encoder
 
 SHARE, MASKED, REPLACED = 0.15, 0.8, 0.1
 HIDING = 0x686964  # keeps these draws apart from those that order the documents
 
 Places = NDArray[np.int64]
+
+
+def scored(config: Mapping[str, Any]) -> float:
+    """Share of the tokens that a student's head is applied to, by its config.json: all, the hidden ones, or none."""
+    if not is_encoder(config):
+        return 1.0
+    return SHARE if has_head(config) else 0.0
+
+
+def has_head(config: Mapping[str, Any]) -> bool:
+    """Whether an encoder names hidden words."""
+    return "ForMaskedLM" in architecture(config)
 
 
 def hidden(ids: Ids, words: Words, draw: np.random.Generator) -> tuple[Ids, Places]:

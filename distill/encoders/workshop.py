@@ -17,7 +17,7 @@ from gguforge.convert.architectures.pooling import MODULES
 from gguforge.convert.json_file import read_object
 from gguforge.distill import students
 from gguforge.distill.batches import Batch
-from gguforge.distill.encoders.masking import SHARE, EncoderReading, encoder_batch
+from gguforge.distill.encoders.masking import EncoderReading, encoder_batch, has_head, scored
 from gguforge.distill.encoders.measure import Array, embeddings, objective_loss, with_embeddings
 from gguforge.distill.encoders.pooling import Pooling, read_pooling, write_pooling
 from gguforge.distill.encoders.text import EncoderText, Words
@@ -48,15 +48,15 @@ class EncoderWorkshop(Workshop):
         recipe, data = self.recipe, self.recipe.data
         weights = recipe.losses.weights()
         config = student_config(recipe)
-        has_head = "ForMaskedLM" in students.architecture(read_object(config))
-        self._check(has_head, config)
+        content = read_object(config)
+        self._check(content, config)
         self.has_embeddings = any(name in OF_EMBEDDINGS for name in weights)
         self.poolings = self._poolings()
         text = EncoderText(self.home)
         if recipe.teacher.checkpoint not in (None, self.home):
             text.check_same(recipe.teacher.checkpoint)
-        self.words, self.pad = (text.words() if has_head else None), text.pad
-        self.scored = SHARE if has_head else 0.0
+        self.words, self.pad = (text.words() if has_head(content) else None), text.pad
+        self.scored = scored(content)
         self.material = text.documents(data.text, data.context, lines=self.has_embeddings)
         self.held_out = []
         if data.held_out:
@@ -65,7 +65,7 @@ class EncoderWorkshop(Workshop):
             )
         self.context = data.context
 
-    def _check(self, has_head: bool, config: Path) -> None:
+    def _check(self, content: Mapping[str, Any], config: Path) -> None:
         """That the recipe asks for nothing that encoders do not have."""
         recipe = self.recipe
         if recipe.data.targets is not None:
@@ -73,10 +73,10 @@ class EncoderWorkshop(Workshop):
         if recipe.on_policy is not None:
             raise InputError("[on_policy] is for students that write; an encoder does not", path=config)
         of_scores = sorted(Objective(recipe.losses).of_scores)
-        if of_scores and not has_head:
+        if of_scores and not has_head(content):
             raise InputError(
                 f"losses.{of_scores[0]} needs a student with a head for hidden words", path=config,
-                found=students.architecture(read_object(config)), remedy="Name a ...ForMaskedLM there.",
+                found=students.architecture(content), remedy="Name a ...ForMaskedLM there.",
             )  # fmt: skip
         for path in {config, (recipe.teacher.checkpoint or config.parent) / "config.json"}:
             places = longest(read_object(path)) if path.is_file() else None

@@ -28,6 +28,7 @@ SMALLER = like(
 )
 MASKED = "[student]\nlayers = 2\n[losses]\nforward_kl = 5\ncross_entropy = 2\nhidden_cosine = 1\ntemperature = 2"
 MINILM = '[student]\nconfig = "smaller.json"\n[losses]\nattention_relation = 1\nteacher_layer = 3\nrelation_heads = 4'
+OTHER = '[student]\ncheckpoint = "bert"\n[losses]\n'
 EMBEDDER = '[student]\nconfig = "smaller.json"\n[losses]\nembedding_relation = 1'
 
 
@@ -171,6 +172,8 @@ def test_words_are_learned_without_a_teacher_too(home: Path, tmp_path: Path) -> 
         (MINILM.replace("attention_relation", "forward_kl"), "bert", "needs a student with a head for hidden words"),
         (EMBEDDER.replace("relation", "cosine"), "sentences", "needs models of one width"),
         (EMBEDDER.replace('.json"', '.json"\ntokenizer = "bert"'), "roberta", "tokenizer is not its teacher's"),
+        (MASKED, "sentences", "needs a student with a head for hidden words"),
+        (f"{OTHER}forward_kl = 1", "sentences", r"losses\.forward_kl needs a teacher with such a head, too"),
         (f"{MASKED}\n[on_policy]", "bert", r"\[on_policy\] is for students that write"),
     ],
 )
