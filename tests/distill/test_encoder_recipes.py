@@ -8,13 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
+import numpy as np
 import pytest
 from checkpoints import TEXT, like
 from stand_ins import BERT, bert, roberta, sentences
 
+from gguforge.convert import convert, plan
+from gguforge.distill.encoders.masking import encoder_batch
+from gguforge.distill.encoders.measure import embeddings
 from gguforge.distill.encoders.pooling import Pooling, read_pooling
+from gguforge.distill.encoders.text import EncoderText
 from gguforge.distill.recipe import Recipe, read_recipe
 from gguforge.quant.errors import InputError
+from gguforge.quant.quantize import plan_of_file
+from gguforge.quant.reader import read_gguf
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -155,6 +163,33 @@ def test_a_student_keeps_its_own_pooling(home: Path, tmp_path: Path) -> None:
     body = f'[student]\ncheckpoint = "{student}"\n[losses]\nembedding_relation = 1'
     train_recipe(recipe(home, body, "sentences", "steps = 2"), tmp_path / "out")
     assert read_pooling(tmp_path / "out" / "checkpoint") is Pooling.MEAN
+
+
+def test_an_encoder_is_trained_on_the_blocks_of_its_file(home: Path, tmp_path: Path) -> None:
+    body = f'{OTHER}forward_kl = 1\n[blocks]\npreset = "Q8_0"\n[report]\nbaseline = false'
+    (run,) = train_recipe(recipe(home, body), tmp_path).runs.values()
+    assert run.start is not None
+    assert run.start.divergence > 0
+    file = plan_of_file(read_gguf(tmp_path / "model.gguf"))
+    rows = {one.name: one.source.rows(0, one.rows) for one in plan(tmp_path / "checkpoint", "F32").tensors}
+    assert {tensor.name for tensor in file.tensors} == rows.keys()
+    assert {tensor.type.name for tensor in file.tensors} == {"F32", "Q8_0"}
+    for tensor in file.tensors:
+        assert np.array_equal(tensor.source.rows(0, tensor.rows), rows[tensor.name]), tensor.name
+
+
+def test_llama_cpp_embeds_as_the_student_does(home: Path, tmp_path: Path) -> None:
+    train_recipe(recipe(home, EMBEDDER, "sentences", "steps = 4", 1e-2), tmp_path)
+    convert(tmp_path / "checkpoint", tmp_path / "student.gguf", type="F32", workers=1)
+    text = EncoderText(tmp_path / "checkpoint")
+    documents = text.documents([home / "held-out.txt"], 24, lines=True)
+    ours = embeddings(open_model(tmp_path / "checkpoint"), [encoder_batch(documents, text.pad)], Pooling.CLS)
+    model = llama_cpp.Llama(str(tmp_path / "student.gguf"), embedding=True, verbose=False, n_ctx=64)
+    lines = (home / "held-out.txt").read_text().splitlines()
+    theirs = np.array(model.embed([line.strip() for line in lines], normalize=True))
+    model.close()
+    assert np.abs((ours * theirs).sum(1) - 1).max() < 1e-3
+    assert np.abs(ours @ ours.T - theirs @ theirs.T).max() < 0.02
 
 
 def test_words_are_learned_without_a_teacher_too(home: Path, tmp_path: Path) -> None:
