@@ -6,7 +6,8 @@ Everything here calls what the commands of the same names call.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gguforge.distill.processes import Group
 from gguforge.distill.recipe import Recipe
 from gguforge.distill.run_tables import CollectPart, GeneratePart, OutputPart
 from gguforge.distill.stages import Facts
+from gguforge.distill.students import load
 from gguforge.quant.errors import InputError
 from gguforge.quant.imatrix import read_imatrix
 from gguforge.quant.metadata import string
@@ -83,7 +85,8 @@ def collect_targets(
     def show(state: Progress) -> None:
         bar("collect", state.done, state.total, f"{state.tokens / max(state.seconds, 1e-9):.0f} tokens/s")
 
-    done = collect(sources, text, output, settings, progress=show)
+    with _same_threads():
+        done = collect(sources, text, output, settings, progress=show)
     each = done.nbytes / max(1, done.tokens)
     return {
         "line": f"{done.tokens:,} tokens of which {done.rows:,} count, {each:.1f} bytes a token; "
@@ -91,6 +94,17 @@ def collect_targets(
         "key": done.manifest.key, "tokens": done.tokens, "rows": done.rows, "bytes": done.nbytes,
         "teacher_loss": done.teacher_loss,
     }  # fmt: skip
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """A teacher in torch may take other threads; the student's sums must not depend on whether it was here before."""
+    torch = load("torch")
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train_student(recipe: Recipe, output: Path, group: Group, bar: Bar) -> Facts:

@@ -296,6 +296,8 @@ def save_model(model: Any, folder: Path, tokenizer: Path, add: Callable[[Path], 
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise OutputError("the folder holds something that is no checkpoint", path=folder)
+    for stale in folder.parent.glob(f"{folder.name}.*.part"):  # a killed run left it
+        shutil.rmtree(stale)
     part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
     part.mkdir(parents=True)
     try:
