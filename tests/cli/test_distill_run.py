@@ -116,7 +116,7 @@ def test_two_processes_share_the_training(home: Path, name: str) -> None:
     if name == "train":
         body = body.replace("[collect]\ndraws = 20\nshard_bytes = 1000\n", "").replace("sampled_kl", "forward_kl")
     (home / "recipe.toml").write_text(body)
-    command = [str(TORCHRUN), "--no-python", "--nproc-per-node", "2", "--master-port", "0", *COMMAND]
+    command = [str(TORCHRUN), "--no-python", "--nproc-per-node", "2", "--standalone", *COMMAND]
     words = ["distill", name, str(home / "recipe.toml"), "-o", str(home / "out")]
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
