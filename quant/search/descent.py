@@ -12,9 +12,9 @@ from gguforge.quant.search.base import (
     Floats,
     Mask,
     add_up,
+    byte_scratch,
     extreme,
     f32,
-    nearest_int,
     round_into,
     scratch,
 )
@@ -23,18 +23,13 @@ Indices = NDArray[np.intp]
 
 
 class Moves(NamedTuple):
-    """Weights that had better have another level, one entry each: where they are, that level, both sums with it."""
+    """Weights that get another level, one of each of some groups: where, that level, both sums with it."""
 
     row: Indices
-    column: Indices
+    group: Indices
     level: Floats
     sum_lx: Floats
     sum_l2: Floats
-
-    def chosen(self, at: Indices) -> Moves:
-        """Some of them."""
-        row, column, level, sum_lx, sum_l2 = self
-        return Moves(row.take(at), column.take(at), level.take(at), sum_lx.take(at), sum_l2.take(at))
 
 
 class DescentFit:
@@ -45,7 +40,7 @@ class DescentFit:
     are asked at once, and the first after the one that moved last moves next. Few do: four groups in five never change.
 
     Args:
-        x: weights, shape (group size, groups); the group size is a power of two.
+        x: weights, shape (group size, groups); the group size is 16 or a smaller power of two.
         nmax: half the number of levels.
 
     Attributes:
@@ -64,56 +59,79 @@ class DescentFit:
         round_into(self.level, -nmax, nmax - 1, bool(np.isfinite(inverse).all()))
         lx, l2 = products(x, self.level)
         self.sum_lx, self.sum_l2 = add_up(lx), add_up(l2)
-        self._descend(x, lx, l2)
+        self._descend(x, self._first_moves(x, lx, l2))
         self.scale: Floats = np.where((self.sum_l2 > 0) & ~self.zero, self.sum_lx / self.sum_l2, f32(0))
 
-    def _descend(self, x: Floats, lx: Floats, l2: Floats) -> None:
-        """Move weights, at most one of each group at a time; afterwards only the groups that moved can move again.
+    def _first_moves(self, x: Floats, lx: Floats, l2: Floats) -> Moves:
+        """The first weight of each group with which the group gains; uses up the products `lx` and `l2`.
 
-        `lx` and `l2` are the products of all groups at the start; they are used up.
+        What can be told of all weights leaves few to look at closely.
         """
-        size = len(x)
-        groups, level = np.arange(x.shape[1]), self.level
-        start, sweep = np.zeros(len(groups), np.uint8), np.zeros(len(groups), np.uint8)
-        while len(groups):
-            moves = self._moves(x, level, lx, l2, groups)
-            ahead = (moves.row - start[moves.column]).astype(np.uint8) % np.uint8(size)
-            nearest = np.full(len(groups), size, np.uint8)
-            np.minimum.at(nearest, moves.column, ahead)
-            sweep += start + nearest >= size
-            going = np.flatnonzero((nearest < size) & (sweep < self.SWEEPS))
-            first, number = np.flatnonzero(ahead == nearest[moves.column]), np.empty(len(groups), np.intp)
-            number[moves.column[first]] = first
-            moves, groups = (
-                moves.chosen(number[going]),
-                groups[going],
-            )  # in order of groups: those of a cache line together
-            self.level[moves.row, groups] = moves.level
-            self.sum_lx[groups], self.sum_l2[groups] = moves.sum_lx, moves.sum_l2
-            x, level = x.take(going, axis=1), self.level.take(groups, axis=1)  # x[:, going] would come out transposed
-            lx, l2 = products(x, level)
-            start, sweep = (moves.row + 1).astype(np.uint8), sweep[going]
-
-    def _moves(self, x: Floats, level: Floats, lx: Floats, l2: Floats, groups: Indices) -> Moves:
-        """All weights of some groups with which the group gains; uses the products `lx` and `l2` up."""
-        sum_lx, sum_l2 = self.sum_lx[groups], self.sum_l2[groups]
-        np.subtract(sum_lx, lx, out=lx)
-        wanted = np.multiply(x, np.subtract(sum_l2, l2, out=l2), out=l2)
+        np.subtract(self.sum_lx, lx, out=lx)
+        wanted = np.multiply(x, np.subtract(self.sum_l2, l2, out=l2), out=l2)
         np.rint(np.divide(wanted, lx, out=wanted), out=wanted)
-        other, some = (scratch(name, (x.size // 4,)).view(np.bool_).reshape(x.shape) for name in ("other", "some"))
-        np.not_equal(wanted, level, out=other)  # few; what is beyond the levels or NaN is settled below
-        at = np.flatnonzero(np.logical_and(other, np.greater(lx, 0, out=some), out=other))
-        row, column = np.divmod(at, x.shape[1])
-        x, old, sum_lx, sum_l2 = x.take(at), level.take(at), sum_lx.take(column), sum_l2.take(column)
-        w = x * x
-        wx = w * x
-        lx, l2 = sum_lx - wx * old, sum_l2 - w * old * old
-        new = nearest_int(x * l2 / lx).astype(np.float32)
-        new = np.minimum(np.maximum(new, f32(-self.nmax)), f32(self.nmax - 1))
-        lx += wx * new
-        l2 += w * new * new
-        better = (new != old) & (l2 > 0) & (lx * lx * sum_l2 > sum_lx * sum_lx * l2)
-        return Moves(row, column, new, lx, l2).chosen(np.flatnonzero(better))
+        other = byte_scratch("other", x.shape).view(np.bool_)
+        np.not_equal(wanted, self.level, out=other)  # also what is beyond the levels, or NaN
+        at = np.flatnonzero(other)
+        row, group = np.divmod(at, x.shape[1])
+        sums = self.sum_lx.take(group), self.sum_l2.take(group)
+        level, sum_lx, sum_l2, better = self._asked(x.take(at), self.level.take(at), *sums)
+        gains = np.flatnonzero(better)
+        first = np.full(x.shape[1], len(at))
+        np.minimum.at(first, group[gains], gains)
+        groups = np.flatnonzero(first < len(at))
+        first = first[groups]
+        return Moves(row[first], groups, level[first], sum_lx[first], sum_l2[first])
+
+    def _asked(self, x: Floats, level: Floats, sum_lx: Floats, sum_l2: Floats) -> tuple[Floats, Floats, Floats, Mask]:
+        """The level that each weight wants, both sums of its group with that level, and whether the group gains."""
+        w, wx, lx, l2, wanted = (scratch(name, x.shape) for name in ("w", "wx", "lx", "l2", "wanted"))
+        np.multiply(np.square(x, out=w), x, out=wx)
+        np.subtract(sum_lx, np.multiply(wx, level, out=lx), out=lx)
+        np.multiply(np.multiply(w, level, out=l2), level, out=l2)
+        np.multiply(x, np.subtract(sum_l2, l2, out=l2), out=wanted)
+        round_into(np.divide(wanted, lx, out=wanted), -self.nmax, self.nmax - 1, False)
+        better = lx > 0
+        better &= wanted != level
+        lx += np.multiply(wx, wanted, out=wx)
+        l2 += np.multiply(np.multiply(w, wanted, out=w), wanted, out=w)
+        better &= l2 > 0
+        np.multiply(np.square(lx, out=w), sum_l2, out=w)
+        better &= w > np.multiply(sum_lx * sum_lx, l2, out=wx)
+        return wanted, lx, l2, better
+
+    def _descend(self, x: Floats, moves: Moves) -> None:
+        """Make moves, one of each group at a time; only the groups that moved can move again."""
+        size = len(x)
+        row = np.arange(size, dtype=np.uint8)[:, None]
+        groups = moves.group
+        both = np.concatenate([x.take(groups, axis=1), self.level.take(groups, axis=1)])
+        sweep = np.zeros(len(groups), np.uint8)
+        while len(groups):
+            self._make(moves)
+            columns = np.arange(len(groups))
+            x, level = both[:size], both[size:]
+            level[moves.row, columns] = moves.level
+            wanted, lx, l2, better = self._asked(x, level, moves.sum_lx, moves.sum_l2)
+            start = (moves.row + 1).astype(np.uint8)
+            ahead = row - start
+            ahead &= np.uint8(size - 1)
+            ahead |= np.logical_not(better, out=better).view(np.uint8) * np.uint8(size)
+            end = ahead.min(axis=0)
+            going = end < size
+            end += start
+            sweep += end >= size
+            going &= sweep < self.SWEEPS
+            left = np.flatnonzero(going)
+            groups, sweep, both = groups.take(left), sweep.take(left), both.take(left, axis=1)
+            to = (end.take(left) & np.uint8(size - 1)).astype(np.intp)
+            at = to * len(columns) + left
+            moves = Moves(to, groups, wanted.take(at), lx.take(at), l2.take(at))
+
+    def _make(self, moves: Moves) -> None:
+        """Keep the levels and the sums that moves lead to."""
+        self.level[moves.row, moves.group] = moves.level
+        self.sum_lx[moves.group], self.sum_l2[moves.group] = moves.sum_lx, moves.sum_l2
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
         """The kept levels plus nmax for some groups, shape (group size, len(groups)); 0 for a zero group."""
