@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gguforge.cli.rules import rules_option
+from gguforge.cli.tuning import LEVELS, hint_at_grids, on_grids
 from gguforge.cli.writing import Writing, writing_options
 
 if TYPE_CHECKING:
@@ -22,10 +23,23 @@ TYPES = (
 @click.option("-t", "--type", "type_name", default="AUTO", show_default=True, help="The type or preset, e.g. Q4_K_M.")
 @click.option("--model-name", help="The model's name, instead of the one the checkpoint gives.")
 @click.option("--pre", help="llama.cpp's name of the pre-tokenizer, where tokenizer.json does not tell.")
+@click.option(
+    "--quality",
+    type=click.Choice(LEVELS[:2]),
+    default=LEVELS[0],
+    show_default=True,
+    help="lossless: weights that lie on a quantization grid already, after training on one, stay there.",
+)
 @rules_option
 @writing_options
 def command(
-    checkpoint: str, type_name: str, model_name: str | None, pre: str | None, rules: str, writing: Writing
+    checkpoint: str,
+    type_name: str,
+    model_name: str | None,
+    pre: str | None,
+    quality: str,
+    rules: str,
+    writing: Writing,
 ) -> None:
     """Convert the Hugging Face checkpoint in the folder CHECKPOINT.
 
@@ -37,6 +51,7 @@ def command(
       gguforge convert path/to/checkpoint --type Q4_K_M -o model.gguf
       gguforge convert path/to/checkpoint --type BF16
       gguforge convert path/to/checkpoint --type Q6_K --dry-run
+      gguforge convert path/to/trained --type Q4_0 --quality lossless
     """
     from gguforge.convert import default_file_name, plan
     from gguforge.quant.rule_files import find_rules
@@ -46,6 +61,10 @@ def command(
     for remark in remarks:
         click.echo(f"warning: {remark}", err=True)
     label = file_type_name(made)
+    if quality == LEVELS[0]:
+        hint_at_grids(made, writing)
+    else:
+        made = on_grids(made, quality, writing)
     plans = writing.divide(made, by_converter=True)
     writing.execute(plans, default_file_name(made, label), label, {"warnings": remarks})
 

@@ -23,12 +23,26 @@ SHOWN = 20  # differences that are printed
 @click.argument("model", type=click.Path())
 @click.option("--source", type=click.Path(), help="The GGUF file or the checkpoint folder that MODEL was made from.")
 @click.option("--imatrix", type=click.Path(), help="The importance matrix that MODEL was made with.")
+@click.option(
+    "--prune-layers",
+    "layers",
+    multiple=True,
+    metavar="N,N,...",
+    help="The layers of --source that MODEL was made without.  [default: what the receipt says]",
+)
 @click.option("--all", "every", is_flag=True, help="Encode all of --source again, not a slab of each tensor.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes to use.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @quiet_option
 def command(
-    model: str, source: str | None, imatrix: str | None, every: bool, workers: int | None, as_json: bool, quiet: bool
+    model: str,
+    source: str | None,
+    imatrix: str | None,
+    layers: tuple[str, ...],
+    every: bool,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Check MODEL against its receipt, and with --source against what it was made from.
 
@@ -44,13 +58,13 @@ def command(
     """
     from gguforge.quant.splits import read_model
 
-    if source is None and (every or imatrix is not None):
-        raise click.UsageError("--all and --imatrix need --source.")
+    if source is None and (every or layers or imatrix is not None):
+        raise click.UsageError("--all, --imatrix and --prune-layers need --source.")
     file = read_model(model)
     result: dict[str, Any] = {"model": model}
     differences = _check_receipts(file, source is not None, result, quiet)
     if source is not None:
-        differences += _check_source(file, source, imatrix, every, workers, result, quiet)
+        differences += _check_source(file, source, imatrix, layers, every, workers, result, quiet)
     if as_json:
         result["differences"] = [{"tensor": found.tensor, "what": found.what} for found in differences]
         click.echo(json.dumps(result))
@@ -89,6 +103,7 @@ def _check_source(
     file: GGUFFile,
     source: str,
     imatrix: str | None,
+    layers: tuple[str, ...],
     every: bool,
     workers: int | None,
     result: dict[str, Any],
@@ -96,11 +111,16 @@ def _check_source(
 ) -> list[Difference]:
     """Compare the model with what it was made from."""
     from gguforge.quant.imatrix import read_imatrix
+    from gguforge.quant.pruning import parse_layers
     from gguforge.quant.quantize import Guide
+    from gguforge.quant.receipt import read_receipt
     from gguforge.quant.verification import check_source, chosen, expected_plan
 
     guide = None if imatrix is None else Guide.from_matrix(read_imatrix(imatrix), imatrix)
-    plan, differences = expected_plan(file, source_plan(source), None if guide is None else guide.weights)
+    receipt = read_receipt(file.path)
+    pruned = parse_layers(layers or (receipt.settings.get("layers", ()) if receipt is not None else ()))
+    weights = None if guide is None else guide.weights
+    plan, differences = expected_plan(file, source_plan(source), weights, pruned)
     total = len(chosen(plan, every))
     with progress_bar(total, "source", quiet) as progress:
         differences += check_source(file, plan, every=every, workers=workers, progress=progress or (lambda _: None))

@@ -28,6 +28,7 @@ from gguforge.quant.search.refine import importance, refine
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: directions that the text never showed still count
 SHARE = 0.5  # of a correction that is made: it was fitted to the calibration text, and all of it does less elsewhere
+TOGETHER = 0.8  # of how columns go together that is believed where it was not measured on real text
 PART = 32  # columns corrected one by one; what they change beyond is added up in one product
 ROWS = 2048  # worked on at a time
 
@@ -39,6 +40,21 @@ def damped(moments: NDArray[np.floating]) -> Moments:
     found = moments.astype(np.float32)
     mean = float(found.diagonal().mean())
     found[np.diag_indices_from(found)] += f32(DAMPING * mean if mean > 0 else 1.0)
+    return found
+
+
+def with_importance(moments: NDArray[np.floating], importance: Floats) -> Moments:
+    """Moments whose diagonal is the importance of the columns, and which go together as these do, though less.
+
+    Args:
+        moments: of inputs that are no real text, shape (columns, columns).
+        importance: mean squares of the real inputs, shape (columns,).
+    """
+    found = moments.astype(np.float32)
+    diagonal = found.diagonal()
+    scale = np.sqrt(np.divide(importance, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0))
+    found = f32(TOGETHER) * found * scale[:, None] * scale
+    found[np.diag_indices_from(found)] = importance
     return found
 
 

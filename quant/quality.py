@@ -18,7 +18,7 @@ from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.search.refine import refined
 from gguforge.quant.sources import Bytes, Extent, FileSource, Floats, Source
 
-QUALITY_KEY = "quantize.quality"
+QUALITY_KEY = "gguforge.quality"
 """Metadata key of files that do not hold llama.cpp's bytes."""
 
 
@@ -45,6 +45,10 @@ class RefinedSource(Source):
     @property
     def paths(self) -> tuple[str, ...]:
         return self.origin.paths
+
+    @property
+    def stored(self) -> Source:
+        return self.origin
 
     def raw_rows(self, start: int, stop: int) -> Bytes:
         rows = self.origin.rows(start, stop)
@@ -83,6 +87,10 @@ class EncodedSource(Source):
     @property
     def paths(self) -> tuple[str, ...]:
         return self.origin.paths
+
+    @property
+    def stored(self) -> Source:
+        return self.origin
 
     @property
     def extent(self) -> Extent:

@@ -89,7 +89,7 @@ def make_receipt(plan: Plan, written: Written, command: str = "", settings: Mapp
             tensor.name,
             tensor.type.name,
             list(tensor.shape),
-            tensor.source.type.name,
+            tensor.source.stored.type.name,
             tensor.reason,
             None if tensor.importance is None else _sha256(tensor.importance.astype("<f4").tobytes()),
             sha256,
@@ -116,8 +116,8 @@ def _sources(plan: Plan) -> dict[str, dict[str, Any]]:
     """The files that were read, by name."""
     found = {}
     for path in sorted({path for tensor in plan.tensors for path in tensor.source.paths}):
-        extents = (tensor.source.extent for tensor in plan.tensors if path in tensor.source.paths)
-        offsets = {0} | {extent.offset for extent in extents if extent is not None}
+        stored = [tensor.source.stored for tensor in plan.tensors if path in tensor.source.paths]
+        offsets = {0} | {source.extent.offset for source in stored if source.extent is not None}
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             for offset in sorted(offsets):

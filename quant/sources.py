@@ -59,6 +59,11 @@ class Source(ABC):
         """The files it reads."""
         return ()
 
+    @property
+    def stored(self) -> Source:
+        """The elements as they were stored: of a source that encodes, the one that it reads."""
+        return self
+
     def rows(self, start: int, stop: int) -> Floats:
         """Rows `start:stop` as float32, shape (stop - start, row length); read-only."""
         return decode(self.raw_rows(start, stop), self.type)

@@ -7,20 +7,24 @@ matrix, or damage. It needs nobody's word: a file without a receipt is compared 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from gguforge.quant.blocks import block_type
+from gguforge.quant.constants import GGML_QUANT_SIZES
 from gguforge.quant.errors import InputError
 from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.presets import UNQUANTIZED
+from gguforge.quant.pruning import without_layers
 from gguforge.quant.quality import QUALITY_KEY
 from gguforge.quant.reader import GGUFFile, TensorInfo
 from gguforge.quant.receipt import Receipt
+from gguforge.quant.search.recover import gives_back
 from gguforge.quant.slabs import Slab, encoded, naming, slabs
-from gguforge.quant.sources import Floats, map_window
+from gguforge.quant.sources import Bytes, Floats, map_window
 from gguforge.quant.workers import Team, processors
 
 CHUNK = 1 << 22  # bytes mapped at once
@@ -78,7 +82,7 @@ def _hash(tensor: TensorInfo, progress: Progress) -> bytes:
 
 
 def expected_plan(
-    file: GGUFFile, source: Plan, importance: Mapping[str, Floats] | None
+    file: GGUFFile, source: Plan, importance: Mapping[str, Floats] | None, pruned: Collection[int] = ()
 ) -> tuple[Plan, list[Difference]]:
     """The plan by which the tensors of a file were made from a source, and what cannot be compared.
 
@@ -86,23 +90,28 @@ def expected_plan(
         file: the model.
         source: a plan with tensors of the same names.
         importance: by tensor name, shape (matrices, columns), or None where no importance matrix is given.
+        pruned: layers of the source that the file was made without; all names but the file's are those before that.
 
     Raises:
-        InputError: the file was made with an importance matrix, and none is given; or with another search.
+        InputError: the file was made with an importance matrix, and none is given; or with another search; or there
+            are no such layers.
     """
     if importance is None and IMPORTANCE_KEY in file.metadata:
         made_with = file.metadata[IMPORTANCE_KEY].value
         raise InputError(
             "was made with an importance matrix", path=file.path, found=made_with, remedy="Give it with --imatrix."
         )
-    if QUALITY_KEY in file.metadata:
+    if QUALITY_KEY in file.metadata and not may_be_lossless(file):
         raise InputError(
             "was not made with llama.cpp's encoders",
             path=file.path,
             found=f"--quality {file.metadata[QUALITY_KEY].value}",
             remedy="Check it by its receipt alone, without --source.",
         )
-    stored = {tensor.name: tensor for tensor in source.tensors}
+    names = {tensor.name: tensor.name for tensor in source.tensors}
+    if pruned:
+        names = without_layers(names, pruned)[0]
+    stored = {names[tensor.name]: tensor for tensor in source.tensors if tensor.name in names}
     tensors, found = [], []
     for tensor in file.tensors:
         origin = stored.get(tensor.name)
@@ -111,8 +120,14 @@ def expected_plan(
         elif origin.elements != tensor.elements or origin.row_length != tensor.shape[-1]:
             found.append(Difference(tensor.name, "has another shape in the source"))
         else:
-            tensors.append(_guided(replace(origin, type=tensor.type, importance=None), importance or {}))
+            guided = _guided(replace(origin, type=tensor.type, importance=None), importance or {})
+            tensors.append(replace(guided, name=tensor.name))
     return Plan({}, tuple(tensors)), found
+
+
+def may_be_lossless(file: GGUFFile) -> bool:
+    """Whether tensors may hold their source's weights instead of what llama.cpp's encoder makes of them."""
+    return QUALITY_KEY in file.metadata and file.metadata[QUALITY_KEY].value == "lossless"
 
 
 def _guided(tensor: TensorPlan, importance: Mapping[str, Floats]) -> TensorPlan:
@@ -124,10 +139,10 @@ def _guided(tensor: TensorPlan, importance: Mapping[str, Floats]) -> TensorPlan:
 
 
 class _Comparer:
-    """Encodes slabs again and compares them with what is in the file."""
+    """Encodes slabs again and compares them with those in the file; or the values of these with the source's."""
 
-    def __init__(self, plan: Plan, places: Mapping[str, tuple[str, int]], every: bool) -> None:
-        self.plan, self.places, self.work = plan, places, chosen(plan, every)
+    def __init__(self, plan: Plan, places: Mapping[str, tuple[str, int]], every: bool, lossless: bool) -> None:
+        self.plan, self.places, self.work, self.lossless = plan, places, chosen(plan, every), lossless
 
     def do(self, number: int) -> bool:
         """Whether slab `number` agrees."""
@@ -141,10 +156,20 @@ class _Comparer:
         path, offset = self.places[tensor.name]
         nbytes = (slab.stop - slab.start) * tensor.row_bytes
         found = map_window(path, offset + slab.start * tensor.row_bytes, nbytes)
-        return bool(np.array_equal(np.ascontiguousarray(expected).reshape(-1).view(np.uint8), found))
+        same = bool(np.array_equal(np.ascontiguousarray(expected).reshape(-1).view(np.uint8), found))
+        return same or (self.lossless and _holds(tensor, slab, found))
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _holds(tensor: TensorPlan, slab: Slab, data: Bytes) -> bool:
+    """Whether blocks hold their source's weights, bit for bit."""
+    if tensor.source.type not in UNQUANTIZED or tensor.type in UNQUANTIZED:
+        return False
+    size, nbytes = GGML_QUANT_SIZES[tensor.type]
+    weights = tensor.source.rows(slab.start, slab.stop).reshape(-1, size)
+    return bool(gives_back(data.reshape(-1, nbytes), tensor.type, weights, tensor.source.type).all())
 
 
 def chosen(plan: Plan, every: bool) -> list[Slab]:
@@ -188,7 +213,7 @@ def check_source(
             differing.add(work[number].index)
 
     count = min(workers or processors(), max(1, len(work) // 4))
-    with Team(partial(_Comparer, plan, places, every), len(work), count) as team:
+    with Team(partial(_Comparer, plan, places, every, may_be_lossless(file)), len(work), count) as team:
         team.run(done)
     return [
         Difference(plan.tensors[index].name, "has other bytes than the source gives") for index in sorted(differing)

@@ -24,7 +24,7 @@ from gguforge.quant.blocks import block_type
 from gguforge.quant.blocks.base import Bytes
 from gguforge.quant.embedding import EMBEDDING
 from gguforge.quant.errors import DataError, EngineError
-from gguforge.quant.feedback import corrected, damped, encode_with_feedback
+from gguforge.quant.feedback import corrected, damped, encode_with_feedback, with_importance
 from gguforge.quant.following import fingerprint
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.presets import UNQUANTIZED
@@ -51,6 +51,7 @@ def tune(
     folder: str | os.PathLike[str],
     *,
     sequential: bool = True,
+    guided: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -62,6 +63,8 @@ def tune(
             model wants it.
         folder: where encoded tensors and hidden states are kept until the plan is executed; see `Workbench`.
         sequential: collect among quantized neighbours and correct for them; otherwise each matrix by itself.
+        guided: take from the plan how important columns are, and from the chunks alone how they go together: for
+            chunks that are no real text.
         threads: of llama.cpp; None for the physical cores.
         progress: called with what is done and the whole, in chunks.
 
@@ -73,8 +76,9 @@ def tune(
         GGUForgeError: llama.cpp does not run the model, or its numbers are damaged.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came; the folder keeps what was done.
     """
-    work = hashlib.sha256(f"{fingerprint(plan)} {sequential} {chunks.shape}".encode() + chunks.tobytes()).hexdigest()
-    tuner = _Tuner(plan, chunks, Workbench(Path(folder), work), sequential, threads or physical_cores())
+    settings = f"{fingerprint(plan)} {sequential} {guided} {chunks.shape}"
+    work = hashlib.sha256(settings.encode() + chunks.tobytes()).hexdigest()
+    tuner = _Tuner(plan, chunks, Workbench(Path(folder), work), sequential, guided, threads or physical_cores())
     tuner.run(progress or (lambda done, total: None))
     return replace(plan, tensors=tuple(tuner.present(tensor) for tensor in plan.tensors))
 
@@ -82,9 +86,11 @@ def tune(
 class _Tuner:
     """One run."""
 
-    def __init__(self, plan: Plan, chunks: Tokens, bench: Workbench, sequential: bool, threads: int) -> None:
+    def __init__(
+        self, plan: Plan, chunks: Tokens, bench: Workbench, sequential: bool, guided: bool, threads: int
+    ) -> None:
         self.plan, self.chunks, self.bench, self.threads = plan, chunks, bench, threads
-        self.sequential, self.whole, self.better = sequential, False, refine_plan(plan)
+        self.sequential, self.guided, self.whole, self.better = sequential, guided, False, refine_plan(plan)
         self.index = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
         self.origin = replace(plan, tensors=tuple(replace(t, type=t.source.type) for t in plan.tensors))
         self.count, self.done = block_count(plan), 0
@@ -160,7 +166,8 @@ class _Tuner:
         weights = tensor.source.rows(0, tensor.rows)
         if not np.isfinite(weights).all():
             raise DataError("holds NaN or infinity", tensor=tensor.name)
-        inputs = damped(moments.inputs)
+        known = tensor.importance if self.guided else None
+        inputs = damped(moments.inputs if known is None else with_importance(moments.inputs, known[0]))
         shift = moments.shift(name, weights)
         if shift is not None:
             weights = corrected(weights, inputs, shift)

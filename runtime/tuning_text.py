@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
+from gguforge.quant.constants import Keys, TokenType
 from gguforge.quant.metadata import Value, string, uint32
 from gguforge.runtime.chunks import read_text
 from gguforge.runtime.forward import BATCH, Forward, Tokens
 from gguforge.runtime.overlap import MODEL_PREFIX
+
+RANDOM_CHUNKS = 8
 
 
 def tuning_chunks(model: str | os.PathLike[str], text: str | os.PathLike[str], limit: int | None = None) -> Tokens:
@@ -30,6 +35,26 @@ def tuning_chunks(model: str | os.PathLike[str], text: str | os.PathLike[str], l
         chunks = read_text(forward, text).chunks
         step = max(1, len(chunks) // limit) if limit else 1
         found = chunks[::step][:limit].copy()
+        if forward.bos is not None:
+            found[:, 0] = forward.bos
+    return found
+
+
+def random_chunks(model: str | os.PathLike[str]) -> Tokens:
+    """Words of the model's vocabulary in no order, for models that are tuned without a text: always the same ones.
+
+    Returns:
+        shape (RANDOM_CHUNKS, 512), the first of each the token that begins texts, where the model has one.
+
+    Raises:
+        GGUForgeError: the model cannot be run.
+    """
+    with Forward.open(model, chunk=BATCH, outputs=1) as forward:
+        types = forward.file.metadata.get(Keys.Tokenizer.TOKEN_TYPE)
+        kinds = np.asarray(types.value) if types is not None else np.ones(forward.vocabulary_size)
+        words = np.flatnonzero(kinds[: forward.vocabulary_size] == TokenType.NORMAL)
+        drawn = np.random.PCG64(0).random_raw((RANDOM_CHUNKS, BATCH)) % np.uint64(max(1, len(words)))
+        found: Tokens = (words if len(words) else np.zeros(1, np.int64))[drawn].astype(np.int32)
         if forward.bos is not None:
             found[:, 0] = forward.bos
     return found

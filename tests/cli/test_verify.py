@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from running import refused, run
 
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.imatrix import Entry, ImportanceMatrix, write_imatrix
+from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.writer import write
 
@@ -167,6 +169,46 @@ def test_a_split_model(model: Path, tmp_path: Path) -> None:
     done = run("verify", first, "--source", model, "--json")
     assert json.loads(done.stdout)["differences"] == []
     assert len(json.loads(done.stdout)["digests"]) == 3
+
+
+@pytest.mark.parametrize("words", [(), ("--prune-layers", "0")])
+def test_a_model_without_some_layers(words: tuple[str, ...], model: Path, imatrix: Path, tmp_path: Path) -> None:
+    """What was pruned stands in the receipt, or is told."""
+    out = tmp_path / "m.gguf"
+    made = run("quantize", model, "-t", "Q4_K_M", "--prune-layers", "0", "--imatrix", imatrix, "-o", out)
+    assert made.returncode == 0, made.stderr
+    if words:
+        Path(f"{out}.json").unlink()
+    check = ("verify", out, "--source", model, "--imatrix", imatrix, "--all")
+    done = run(*check, *words)
+    assert "12 tensors agree (every row)" in done.stdout, done.stderr
+    refused(run(*check, "--prune-layers", "1"), "has other bytes than the source gives")
+
+
+def test_weights_on_a_grid(model: Path, tmp_path: Path) -> None:
+    """A Q3_K model in floats: llama.cpp's encoder would find other blocks."""
+    coarse, floats, out = (tmp_path / name for name in ("q.gguf", "f-F16.gguf", "m.gguf"))
+    assert run("quantize", model, "-t", "Q3_K_S", "--pure", "-o", coarse).returncode == 0
+    plan = plan_of_file(read_gguf(coarse))
+    tensors = tuple(tensor if tensor.type == T.F32 else replace(tensor, type=T.F16) for tensor in plan.tensors)
+    write(replace(plan, tensors=tensors), floats, workers=1)
+    done = run("quantize", floats, "-t", "Q3_K_S", "--pure", "-o", out)
+    assert "seem to lie on the grid of Q3_K already: --quality lossless keeps them exactly" in done.stderr
+    done = run("quantize", floats, "-t", "Q4_K_M", "--quality", "lossless", "-o", out, "--overwrite", "--explain")
+    assert "lossless: the weights lie on the grid of Q3_K" in done.stdout
+    assert "written without loss, being on a quantization grid already: 16 as Q3_K" in done.stderr
+    found, wanted = ({t.name: t for t in read_gguf(path).tensors} for path in (out, coarse))
+    for name, tensor in wanted.items():
+        assert found[name].type == tensor.type
+    rules = [tensor["rule"] for tensor in receipt_of(out)["tensors"]]
+    assert sum(rule.startswith("lossless") for rule in rules) == 16
+    assert run("verify", out, "--source", floats, "--all").returncode == 0
+    data = bytearray(out.read_bytes())
+    place = found["blk.1.ffn_down.weight"]
+    data[place.offset] ^= 1
+    out.write_bytes(data)
+    Path(f"{out}.json").unlink()
+    refused(run("verify", out, "--source", floats, "--all"), "blk.1.ffn_down.weight has other bytes")
 
 
 def test_without_a_receipt(model: Path, tmp_path: Path) -> None:
