@@ -107,7 +107,7 @@ def batch_of(recipe: Recipe, student: dict[str, Any]) -> Batch:
     documents = [untaught(row, np.arange(len(row)) > 0) for row in ids]
     if not students.is_encoder(student):
         return make_batch(documents)
-    words = Words(4, 0, np.arange(10, 10_000)) if scored(student) else None
+    words = Words(4, 0, 10_000, np.arange(10, 10_000)) if scored(student) else None
     return encoder_batch(documents, 0, words=words)
 
 

@@ -39,7 +39,7 @@ def has_head(config: Mapping[str, Any]) -> bool:
 
 def hidden(ids: Ids, words: Words, draw: np.random.Generator) -> tuple[Ids, Places]:
     """A document's tokens with some of them hidden, and where those are."""
-    places = np.flatnonzero(np.isin(ids, words.ordinary))
+    places = np.flatnonzero(words.is_ordinary[ids])
     count = max(1, round(SHARE * len(places)))
     chosen = np.sort(draw.permutation(places)[:count])
     fate, other = draw.random(len(chosen)), words.ordinary[draw.integers(len(words.ordinary), size=len(chosen))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,21 @@ class Words:
 
     Attributes:
         mask, pad: the tokens that stand for a hidden word and for nothing.
+        size: tokens in all.
         ordinary: the tokens that are not special, shape (N,), int64.
     """
 
     mask: int
     pad: int
+    size: int
     ordinary: NDArray[np.int64]
+
+    @cached_property
+    def is_ordinary(self) -> NDArray[np.bool_]:
+        """The same as flags, one for every token."""
+        flags = np.zeros(self.size, np.bool_)
+        flags[self.ordinary] = True
+        return flags
 
 
 class EncoderText:
@@ -62,8 +72,9 @@ class EncoderText:
 
     def words(self) -> Words:
         """What hiding words needs; errors as the class."""
-        ordinary = np.setdiff1d(np.arange(len(self._tokenizer)), self._tokenizer.all_special_ids)
-        return Words(self._special("mask"), self._special("pad"), ordinary)
+        size = len(self._tokenizer)
+        ordinary = np.setdiff1d(np.arange(size), self._tokenizer.all_special_ids)
+        return Words(self._special("mask"), self._special("pad"), size, ordinary)
 
     def check_same(self, teacher: Path) -> None:
         """Make sure that a teacher reads the same tokens.

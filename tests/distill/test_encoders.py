@@ -25,7 +25,7 @@ from gguforge.quant.errors import InputError
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-WORDS = Words(mask=4, pad=0, ordinary=np.arange(5, 60))
+WORDS = Words(mask=4, pad=0, size=60, ordinary=np.arange(5, 60))
 CLS, SEP = 2, 3
 
 
