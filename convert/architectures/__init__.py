@@ -10,13 +10,13 @@ from gguforge.convert.architectures.bert import BERT, DISTILBERT
 from gguforge.convert.architectures.gpt2 import GPT2
 from gguforge.convert.architectures.llama import LLAMA, MISTRAL
 from gguforge.convert.architectures.qwen import QWEN2, QWEN3
-from gguforge.convert.architectures.roberta import ROBERTA
+from gguforge.convert.architectures.roberta import ROBERTA, XLM_ROBERTA
 from gguforge.convert.json_file import Json
 from gguforge.quant.errors import CheckpointError
 
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture
-    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, DISTILBERT, ROBERTA)
+    for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, BERT, DISTILBERT, ROBERTA, XLM_ROBERTA)
     for name in architecture.classes
 }
 

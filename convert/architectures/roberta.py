@@ -29,3 +29,10 @@ ROBERTA = replace(
     before_tokenizer=nothing,
     after_tokenizer=token_types,
 )
+
+XLM_ROBERTA = replace(
+    ROBERTA,
+    classes=("XLMRobertaModel", "XLMRobertaForMaskedLM"),
+    vocabularies=("unigram",),
+    after_tokenizer=nothing,  # the count of token types stands in the middle
+)

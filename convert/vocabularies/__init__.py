@@ -19,6 +19,7 @@ from gguforge.convert.vocabularies.pretokenizers import NAMES, find_pretokenizer
 from gguforge.convert.vocabularies.sentencepiece import is_sentencepiece, sentencepiece_tokens
 from gguforge.convert.vocabularies.special import ID_KEYS, chat_templates, special_metadata
 from gguforge.convert.vocabularies.tokens import token_metadata
+from gguforge.convert.vocabularies.unigram import read_unigram
 from gguforge.convert.vocabularies.vocab_files import has_vocabulary_files, read_vocabulary_files
 from gguforge.convert.vocabularies.wordpiece import read_wordpiece, wordpiece_tokens
 from gguforge.quant.constants import GGUFValueType
@@ -73,6 +74,9 @@ def tokenizer_metadata(
 def _find(checkpoint: Checkpoint, vocab_size: int, kinds: tuple[str, ...], pre: str | None, warn: Warn) -> Vocabulary:
     if "wordpiece" in kinds:
         return _wordpiece(checkpoint, vocab_size, pre, warn)
+    if "unigram" in kinds:
+        unigram = read_unigram(checkpoint, vocab_size)
+        return Vocabulary(unigram.metadata(_token_types(checkpoint)), unigram.json)
     if "sentencepiece" in kinds and is_sentencepiece(checkpoint):
         tokens = sentencepiece_tokens(checkpoint, vocab_size, warn)
         tokenizer = checkpoint.object(FILE_NAME, TOKENIZER_LIMIT)
@@ -85,6 +89,15 @@ def _find(checkpoint: Checkpoint, vocab_size: int, kinds: tuple[str, ...], pre: 
         return Vocabulary(_byte_level(bpe, vocab_size, checkpoint, pre or name), bpe.json)
     remedy = "Add tokenizer.json, tokenizer.model (sentencepiece), or vocab.json with merges.txt."
     raise CheckpointError("there is no tokenizer that can be read", path=checkpoint.folder, remedy=remedy)
+
+
+def _token_types(checkpoint: Checkpoint) -> int:
+    """XLM-RoBERTa's, which stands among the tokenizer's metadata."""
+    found = checkpoint.config.get("type_vocab_size", 2)
+    if type(found) is not int or not 0 < found < 1 << 31:
+        sides = {"expected": "a whole number from 1", "found": repr(found)[:60]}
+        raise CheckpointError("field 'type_vocab_size' cannot be used", path=checkpoint.folder / "config.json", **sides)
+    return found
 
 
 def _ignore(line: str) -> None:

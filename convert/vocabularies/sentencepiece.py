@@ -7,6 +7,7 @@ special status. A tokenizer.model that holds a tiktoken vocabulary (early Llama 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gguforge.convert.checkpoint import Checkpoint, inside
@@ -35,7 +36,7 @@ def sentencepiece_tokens(checkpoint: Checkpoint, vocab_size: int, warn: Warn) ->
         CheckpointError: tokenizer.model is damaged.
     """
     tokens = [padding(i) for i in range(vocab_size)]
-    pieces = _read_pieces(checkpoint)
+    pieces = read_pieces(inside(checkpoint.folder, FILE_NAME))
     tokens[: len(pieces)] = pieces[:vocab_size]
     if len(pieces) > vocab_size:
         warn(f"tokenizer.model: {len(pieces) - vocab_size} tokens are beyond vocab_size {vocab_size} and left out")
@@ -66,10 +67,14 @@ def _in_range(i: object, text: str, vocab_size: int, warn: Warn) -> bool:
     return False
 
 
-def _read_pieces(checkpoint: Checkpoint) -> list[Token]:
+def read_pieces(path: Path) -> list[Token]:
+    """The pieces of a sentencepiece model, with their kinds and scores.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     from sentencepiece import SentencePieceProcessor
 
-    path = inside(checkpoint.folder, FILE_NAME)
     if path.stat().st_size > FILE_LIMIT:
         raise CheckpointError("file is too large", path=path, expected=f"at most {FILE_LIMIT} bytes")
     model = SentencePieceProcessor()

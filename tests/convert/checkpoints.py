@@ -220,8 +220,11 @@ def spm_pieces() -> list[tuple[str, float, int]]:
     return pieces + [(text, -float(i), 1) for i, text in enumerate(texts)]
 
 
-def sentencepiece_model() -> bytes:
-    """tokenizer.model: the protobuf that sentencepiece would write for these pieces."""
+def sentencepiece_model(
+    pieces: list[tuple[str, float, int]] | None = None, kind: int = 2, charsmap: bytes = b""
+) -> bytes:
+    """The protobuf that sentencepiece would write for these pieces: a BPE model (2) or a Unigram one (1)."""
+    listed = spm_pieces() if pieces is None else pieces
 
     def number(tag: int, value: int) -> bytes:
         out = bytes([tag << 3])
@@ -232,13 +235,21 @@ def sentencepiece_model() -> bytes:
     def block(tag: int, data: bytes) -> bytes:
         return bytes([tag << 3 | 2]) + number(0, len(data))[1:] + data
 
-    pieces = b"".join(
-        block(1, block(1, text.encode()) + bytes([2 << 3 | 5]) + np.float32(score).tobytes() + number(3, kind))
-        for text, score, kind in spm_pieces()
+    body = b"".join(
+        block(1, block(1, text.encode()) + bytes([2 << 3 | 5]) + np.float32(score).tobytes() + number(3, type_))
+        for text, score, type_ in listed
     )
-    trainer = number(3, 2) + number(4, len(spm_pieces())) + b"\x98\x02\x01"  # BPE, size, byte_fallback (field 35)
-    normalizer = block(1, b"identity") + number(3, 1) + number(4, 0) + number(5, 1)
-    return pieces + block(2, trainer) + block(3, normalizer)
+    trainer = (
+        number(3, kind) + number(4, len(listed)) + (b"\x98\x02\x01" if kind == 2 else b"")
+    )  # BPE, size, byte_fallback (field 35)
+    normalizer = (
+        block(1, b"identity")
+        + (block(2, charsmap) if charsmap else b"")
+        + number(3, 1)
+        + number(4, int(kind == 1))
+        + number(5, 1)
+    )
+    return body + block(2, trainer) + block(3, normalizer)
 
 
 def _added(texts: list[str], first: int, special: bool = True) -> list[dict[str, Any]]:

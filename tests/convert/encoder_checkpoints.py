@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64encode, b85decode
 from collections.abc import Mapping
 from string import ascii_lowercase, digits, punctuation
 from typing import Any
+from zlib import decompress
 
-from checkpoints import TEXT, TOKENIZERS, VOCAB, Case, like
+from checkpoints import TEXT, TOKENIZERS, VOCAB, Case, like, sentencepiece_model
 from learned_checkpoints import Shapes
 
 BERT = {
@@ -204,6 +206,64 @@ def roberta_lines() -> dict[str, Any]:
             "tokenizer_config.json": ROBERTA_CONFIG}  # fmt: skip
 
 
+XLM = like(ROBERTA, architectures=["XLMRobertaModel"], model_type="xlm-roberta")
+CHARSMAP = decompress(b85decode(
+    "c-kG(1I!%;5CGuUrm5}KHrLg*?XFn8+O}=Gf6dg}y8Xp!cc^XKZok({zFcy-TynV!gbRo;f#T7EIWRbMcGy734}n0i9D(peA|g?UOt3X7F^E"
+    "nqViJeg#3L>Vh>vlBgd`>rNl8L-l97@Wq$U+<Nke+lk&z5!CKFl7LUyu|lN{vYM{@HMdC5b5@==fi6s8bGDME3IQIZmrrW9o<LwU+kkqT6%5"
+    ">=@}b*fR58q}s1b*V#r>hUuTXhcJr(3qzDLUWqYk`}b46>a#HcC@7f?de2Ey3m<!bfpK~=|xZa(3^hrWdQvd#6X4w56>`$GJ@fZVkBc2%{ay"
+    "~f$>aYB2$>mG^R3x>C9p#bC}IM=CXkKEMg%cEM_T7Sk5w5vVzsDVl8V}&pI~n)ZsSC8`;8Uwy~Ap`Hk)T!C(Bz4no<*PX1;$d)dQ&_HmE{9O"
+    "e*5Il^&{agr1K%Rl_jf1KtNXF0=p&T)|oT;>v2xx#g>ag!U|<`#Fk!+q}YkOw^GQE+#j@SJD7<OQ#J#arI+o_BoY1E2ZCSH67zzi*+RgF6"
+))  # fmt: skip
+"""sentencepiece's compiled table for two replacements: A and full-width A become a (normalization_rule_tsv)."""
+
+
+def unigram_pieces() -> list[tuple[str, float, int]]:
+    """Text, score and type of every piece of a small Unigram model: words, endings, characters."""
+    words = ["\u2581" + word for word in TEXT.replace(";", "").replace(",", "").split(" ")]
+    texts = list(
+        dict.fromkeys([*words, "\u2581", "\u2581sh", "ing", *ascii_lowercase, *punctuation, *digits, "\u4e2d"])
+    )
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    return pieces + [(text, -2.0 - i / 16, 1) for i, text in enumerate(texts)]
+
+
+def unigram_json(**changes: Any) -> dict[str, Any]:
+    """tokenizer.json as transformers writes it for XLM-RoBERTa."""
+    flags = {"single_word": False, "rstrip": False, "normalized": False, "special": True}
+    scored = [[text, 0.0] for text in ROBERTA_SPECIALS[:4]]
+    scored += [[text, score] for text, score, _ in unigram_pieces()[3:]] + [["<mask>", 0.0]]
+    texts = [text for text, _ in scored]
+    start, end = ({"SpecialToken": {"id": text, "type_id": 0}} for text in ("<s>", "</s>"))
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": texts.index(text), "content": text, "lstrip": text == "<mask>", **flags}
+                         for text in ROBERTA_SPECIALS],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": b64encode(CHARSMAP).decode()},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, space]},
+        "post_processor": {
+            "type": "TemplateProcessing", "single": [start, a, end], "pair": [start, a, end, end, b, end],
+            "special_tokens": {text: {"id": text, "ids": [texts.index(text)], "tokens": [text]}
+                               for text in ("<s>", "</s>")}},
+        "decoder": space,
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": scored, "byte_fallback": False},
+        **changes,
+    }  # fmt: skip
+
+
+XLM_CONFIG = {**ROBERTA_CONFIG, "tokenizer_class": "XLMRobertaTokenizer"}
+XLM_FILES = {"tokenizer.json": unigram_json(), "tokenizer_config.json": XLM_CONFIG}
+XLM_MODEL = {"sentencepiece.bpe.model": sentencepiece_model(unigram_pieces(), kind=1, charsmap=CHARSMAP),
+             "tokenizer_config.json": XLM_CONFIG}  # fmt: skip
+
+
+def xlm(**changes: Any) -> Case:
+    """An XLM-RoBERTa with a sentencepiece model and tokenizer.json."""
+    known = {"tokenizer": "none", "tensors": bert_tensors(XLM), "files": XLM_FILES | XLM_MODEL}
+    return Case(XLM, **{**known, **changes})
+
+
 MASKED = like(BERT, architectures=["BertForMaskedLM"])
 OLD_NAMES = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): shape
              for name, shape in bert_tensors(prefix="bert.").items()}  # fmt: skip
@@ -239,4 +299,6 @@ CASES: dict[str, Case] = {
     "roberta-prefix": roberta(tensors=bert_tensors(ROBERTA, "roberta."), dtype="F16"),
     "roberta-no-padding": roberta(like(ROBERTA) | {"pad_token_id": None}),
     "roberta-sparse-config": roberta(like(ROBERTA, pad_token_id=None), dtype="F32", type="F32"),
+    "xlm-roberta": xlm(),
+    "xlm-roberta-json": xlm(files=XLM_FILES),
 }  # fmt: skip

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Case, build, like
+from checkpoints import Case, build, like, sentencepiece_model
 from encoder_checkpoints import (
     BERT,
     BERT_K,
@@ -19,19 +20,27 @@ from encoder_checkpoints import (
     LINES,
     ROBERTA,
     ROBERTA_FILES,
+    XLM_FILES,
+    XLM_MODEL,
     bert,
     bert_tensors,
     distilbert,
     roberta,
+    roberta_json,
     roberta_lines,
     sentence_transformer,
+    unigram_json,
     wordpiece_json,
     wordpieces,
+    xlm,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from parity import opened, published, run, tokens_of
 
 from gguforge.convert import convert, plan
 from gguforge.convert.conversion import plan_vocabulary
+from gguforge.convert.vocabularies.protobuf import fields
 from gguforge.quant.errors import CheckpointError, EngineError
 from gguforge.quant.quantize import quantize
 from gguforge.quant.writer import write
@@ -75,6 +84,7 @@ MODELS: dict[str, tuple[Case, str, str]] = {
         "cls",
     ),
     "roberta-masked": (roberta(like(ROBERTA, architectures=["RobertaForMaskedLM"])), "RobertaForMaskedLM", ""),
+    "xlm-roberta": (xlm(), "XLMRobertaModel", ""),
     "roberta-files": (roberta(files=roberta_lines()), "RobertaModel", ""),
 }
 
@@ -108,9 +118,13 @@ def test_embeddings_are_those_of_transformers(name: str, tmp_path: Path) -> None
 
 def cut(folder: Path, path: Path, texts: list[str]) -> None:
     """Whether llama.cpp cuts texts with a file's vocabulary as transformers does with the checkpoint's."""
+    write(plan_vocabulary(folder, warn=quiet), path, workers=1)
+    same_cuts(folder, path, texts)
+
+
+def same_cuts(folder: Path, path: Path, texts: list[str]) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    write(plan_vocabulary(folder, warn=quiet), path, workers=1)
     with opened(path, vocab_only=True) as model:
         for text in texts:
             assert tokens_of(model, text, special=True) == tokenizer.encode(text), text
@@ -140,6 +154,20 @@ def test_texts_are_cut_as_by_roberta(files: dict[str, Any], tmp_path: Path) -> N
     cut(build(roberta(files=files), tmp_path), tmp_path / "out.gguf", TEXTS)
 
 
+XLM_TEXTS = ["the quick fox.", "  the   shelling dogs \uff21A ", "sea A shore, thing9", "", "caf\u00e9 \u4e2d"]
+
+
+@pytest.mark.parametrize("files", [XLM_FILES | XLM_MODEL, XLM_FILES, XLM_MODEL], ids=["both", "json", "model"])
+def test_texts_are_cut_as_by_xlm_roberta(files: dict[str, Any], tmp_path: Path) -> None:
+    """The reference reads tokenizer.json, whatever the checkpoint has."""
+    pytest.importorskip("transformers")
+    folder = build(xlm(files=files), tmp_path)
+    write(plan_vocabulary(folder, warn=quiet), tmp_path / "out.gguf", workers=1)
+    (folder / "sentencepiece.bpe.model").unlink(missing_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(unigram_json()), "utf-8")
+    same_cuts(folder, tmp_path / "out.gguf", XLM_TEXTS)
+
+
 def test_special_tokens_of_a_vocabulary_of_ones_own(tmp_path: Path) -> None:
     """vocab.txt alone does not tell GGUF where its special tokens are, and llama.cpp assumes BERT's places."""
     lines = [text for text in wordpieces() if not text.startswith("[unused")]
@@ -165,10 +193,6 @@ def test_real_texts_are_cut_as_published(tmp_path: Path) -> None:
             assert tokens_of(model, text, special=False) == ids, repr(text)
 
 
-def without(name: str) -> dict[str, Any]:
-    return {key: content for key, content in FILES.items() if key != name}
-
-
 def with_model(**changes: Any) -> dict[str, Any]:
     tokenizer = wordpiece_json()
     return FILES | {"tokenizer.json": tokenizer | {"model": tokenizer["model"] | changes}}
@@ -189,6 +213,35 @@ def with_model(**changes: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_damaged_vocabularies_are_refused(files: dict[str, Any], match: str, tmp_path: Path) -> None:
     refused(bert(files=files), tmp_path, match)
+
+
+BPE_MODEL = {"sentencepiece.bpe.model": sentencepiece_model()}
+WHOLE = XLM_MODEL["sentencepiece.bpe.model"]
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        ({}, "no tokenizer that can be read.*sentencepiece.bpe.model"),
+        (BPE_MODEL, "sentencepiece.bpe.model: the sentencepiece model is of another kind .expected Unigram"),
+        ({"sentencepiece.bpe.model": WHOLE[:-9]}, "this is no sentencepiece model"),
+        ({"sentencepiece.bpe.model": b"\n\xff"}, "this is no sentencepiece model"),
+        ({"tokenizer.json": roberta_json()}, "tokenizer.json: .*cannot be converted .expected Unigram, found BPE"),
+        ({"tokenizer.json": unigram_json(model={"type": "Unigram", "vocab": {"a": 1}})}, "no list of texts"),
+        ({"tokenizer.json": unigram_json(model={"type": "Unigram", "vocab": [["a"]]})}, "no list of texts with scores"),
+        ({"tokenizer.json": unigram_json(model={"type": "Unigram", "vocab": [["a", 1]] * 321})}, "more tokens than"),
+        ({"tokenizer.json": unigram_json(normalizer={"precompiled_charsmap": "#"})}, "charsmap is no base64"),
+        ({"tokenizer.json": unigram_json(normalizer={"precompiled_charsmap": 7})}, "charsmap is no base64"),
+    ],
+)  # fmt: skip
+def test_damaged_unigram_models_are_refused(files: dict[str, Any], match: str, tmp_path: Path) -> None:
+    refused(xlm(files=files), tmp_path, match)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
+    with suppress(ValueError):
+        assert all(number >= 0 for number, _ in fields(data))
 
 
 @pytest.mark.parametrize(

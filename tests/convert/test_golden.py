@@ -22,6 +22,10 @@ DIFFERENT = {
     "llama-byte-fallback": {
         "tokenizer.ggml.scores"
     },  # ours are merge ranks; the converter writes -1000 for every token
+    "xlm-roberta-json": {
+        "tokenizer.ggml.add_space_prefix",
+        "tokenizer.ggml.remove_extra_whitespaces",
+    },  # ours are what the tokenizer does; the converter writes defaults of transformers' that it does not heed
 }
 """Metadata whose value differs on purpose; see docs/convert.md."""
 
