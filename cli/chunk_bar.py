@@ -11,8 +11,8 @@ from typing import Any
 class ChunkBar:
     """Shown from the first report on, since only then the number of chunks is known; silent when not `shown`."""
 
-    def __init__(self, label: str, shown: bool) -> None:
-        self._label, self._shown = label, shown
+    def __init__(self, label: str, shown: bool, unit: str = "chunk") -> None:
+        self._label, self._shown, self._unit = label, shown, unit
         self._bar: Any = None
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
@@ -20,10 +20,14 @@ class ChunkBar:
             return
         from tqdm import tqdm
 
-        if self._bar is None:
+        first = self._bar is None
+        if first:
             tqdm.monitor_interval = 0  # no watching thread
-            self._bar = tqdm(total=total, initial=done, desc=self._label, unit="chunk", leave=False)
-        self._bar.set_postfix_str(note, refresh=False)
+            scale = not self._unit  # bytes, for example
+            self._bar = tqdm(
+                total=total, initial=done, desc=self._label, unit=self._unit, unit_scale=scale, leave=False
+            )
+        self._bar.set_postfix_str(note, refresh=first)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

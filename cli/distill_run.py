@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gguforge.cli.chunk_bar import ChunkBar
 from gguforge.cli.common import in_words, quiet_option, table
 
 if TYPE_CHECKING:
-    from gguforge.distill.making import Bar
     from gguforge.distill.stages import Record, Stage, State
 
 
@@ -52,8 +50,8 @@ def command(recipe: str, output: str, dry_run: bool, redo: bool, as_json: bool, 
         click.echo(json.dumps(planned(stages, state)) if as_json else plan_table(stages, state))
         return
     quiet = quiet or os.environ.get("RANK", "0") != "0"
-    with bars(quiet) as bar:
-        report = follow(read, folder, silent if quiet else tell, bar, redo=redo)
+    with Screen(quiet) as screen:
+        report = follow(read, folder, screen.tell, screen.show, redo=redo)
     if report is None:  # a process that only helped
         return
     if as_json:
@@ -62,36 +60,33 @@ def command(recipe: str, output: str, dry_run: bool, redo: bool, as_json: bool, 
         click.echo("\n".join(report["summary"]))
 
 
-def silent(name: str, record: Record, kept: bool) -> None:
-    """Nothing for a stage that is done."""
+class Screen:
+    """What is shown on stderr: a line for every stage that is done, and bars meanwhile where stderr is a terminal."""
 
+    def __init__(self, quiet: bool) -> None:
+        self._quiet, self._label = quiet, ""
+        self._bar = ChunkBar("", False)
 
-def tell(name: str, record: Record, kept: bool) -> None:
-    """A line for a stage that is done."""
-    took = "done before" if kept else f"{record.seconds:.1f} s"
-    click.echo(f"{name}: {record.facts.get('line', '')} ({took})", err=True)
+    def __enter__(self) -> Screen:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
-@contextmanager
-def bars(quiet: bool) -> Iterator[Bar]:
-    """One bar after the other on stderr, each under its own name; none when quiet or when stderr is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda name, done, total, remark: None
-        return
-    from tqdm import tqdm
+    def show(self, name: str, done: int, total: int, remark: str) -> None:
+        """Move the bar of that name; the one before goes."""
+        if name != self._label:
+            self._bar.close()
+            self._label, self._bar = name, ChunkBar(name, not self._quiet and sys.stderr.isatty(), unit="")
+        self._bar(done, total, remark)
 
-    tqdm.monitor_interval = 0  # no watching thread
-    with tqdm(unit="", unit_scale=True, leave=False) as bar:
-
-        def show(name: str, done: int, total: int, remark: str) -> None:
-            if name != bar.desc.removesuffix(": "):
-                bar.reset(total)
-                bar.set_description(name, refresh=False)
-            bar.total = total
-            bar.set_postfix_str(remark, refresh=False)
-            bar.update(done - bar.n)
-
-        yield show
+    def tell(self, name: str, record: Record, kept: bool) -> None:
+        """A line for a stage that is done."""
+        self._bar.close()
+        self._label, self._bar = "", ChunkBar("", False)
+        if not self._quiet:
+            took = "done before" if kept else f"{record.seconds:.1f} s"
+            click.echo(f"{name}: {record.facts.get('line', '')} ({took})", err=True)
 
 
 def planned(stages: list[Stage], state: State) -> dict[str, list[dict[str, Any]]]:
