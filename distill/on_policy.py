@@ -121,7 +121,17 @@ def continuations(
 
 @dataclass(frozen=True, eq=False)
 class OwnBatch(Batch):
-    """A batch of what the student wrote."""
+    """A batch of what the student wrote.
+
+    Attributes:
+        stands_for: scored tokens of the batch that it replaces, as many as it counts for.
+    """
+
+    stands_for: int
+
+    @property
+    def size(self) -> int:
+        return self.stands_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +174,8 @@ class OwnReading:
             if (step, number) not in kept:
                 kept.clear()
                 kept.update(self._write(step, device))
-            yield OwnBatch(**vars(make_batch(kept[step, number], device)))
+            size = sum(len(document.positions) for document in chosen)
+            yield OwnBatch(**vars(make_batch(kept[step, number], device)), stands_for=size)
 
     def _write(self, step: int, device: Any) -> dict[tuple[int, int], list[Document]]:
         """Write all of the student's batches up to the next refresh or checkpoint, by step and number."""

@@ -156,19 +156,19 @@ class Trainer:
         import torch
 
         found: dict[str, Tensor] = {}
-        scored = 0
+        sizes: dict[str, int] = {}
         for batch in self.reading.made(self.step, self.group.device):
             parts = self._losses(batch)
             total = self.objective.total(parts)
             size = batch.size  # batches count by their tokens, as if they were one
             (total * size).backward()
-            scored += size
             for name, value in {"loss": total, **parts}.items():
                 found[name] = found.get(name, 0) + value.detach() * size
+                sizes[name] = sizes.get(name, 0) + size
         for parameter in self.student.parameters():
             if parameter.grad is not None:
-                parameter.grad /= scored
-        means = torch.stack([value.float() for value in found.values()]) / scored
+                parameter.grad /= sizes["loss"]
+        means = torch.stack([value.float() / sizes[name] for name, value in found.items()])
         self.group.average([means])
         losses = dict(zip(found, means.tolist(), strict=True))
         if not math.isfinite(losses["loss"]):

@@ -170,6 +170,9 @@ def test_data_are_trained_by_their_own_losses_and_the_teacher_reads_only_what_it
     made.train(lambda step, losses: told.append(losses))
     assert set(told[0]) == {"loss", "cross_entropy", "on_policy"}
     assert len(read) == 8  # one of the two batches of every step
+    first, second = (sum(len(d.positions) for d in documents) for documents in made.reading.reading.batches(0))
+    together = (told[0]["cross_entropy"] * first + told[0]["on_policy"] * second) / (first + second)
+    assert told[0]["loss"] == pytest.approx(together, rel=1e-5)  # what is written counts as what it replaces
 
 
 def test_the_memory_for_writing_counts_where_it_is_the_larger_part() -> None:
