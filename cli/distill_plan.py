@@ -168,6 +168,8 @@ def _students(planner: Planner, machine: Machine, start: str | None, say: Say) -
     if start == "cut" and not cut:
         raise InputError("only a checkpoint can be cut", path=family.teacher, remedy="Leave --from cut out.")
     pace = _pace(planner, machine, cut or new, say)
+    if family.can_be_cut and planner.fits(planner.candidate(family.shape, pace), pace):
+        say(f"the teacher itself fits: gguforge convert {family.teacher} -t {machine.preset}")
     here = machine.speed_of is None
     if start != "scratch" and cut and (start == "cut" or planner.best(cut, pace)):
         return propose(planner, cut, pace, here, say) + planner.best(new, pace)[:1]
@@ -210,18 +212,31 @@ def _facts(planner: Planner, one: Candidate) -> dict[str, Any]:
 
 def _table(planner: Planner, students: Sequence[Candidate]) -> str:
     """For people."""
+    from gguforge.convert.names import size_label
     from gguforge.distill.planning.cost import cost
 
     rows = [["student", "from", "weights", "file", "memory", "tokens/s", "measured", "training", "time", "its memory"]]
     for one in students:
         needs = cost(one.shape, planner.family, planner.budget)
         speeds = ["-" if speed is None else f"{speed:.1f}" for speed in (one.forecast, one.measured)]
-        hours = "-" if needs.hours is None else f"{needs.hours:.1f} h"
         start = "teacher" if one.shape.cut else "scratch"
-        sizes = [f"{one.plan.elements / 1e6:.0f}M", in_words(one.plan.size), in_words(one.memory)]
-        training = [f"{needs.tokens / 1e6:.0f}M tokens", hours, in_words(needs.memory)]
+        sizes = [size_label(one.plan.elements), in_words(one.plan.size), in_words(one.memory)]
+        training = [f"{size_label(needs.tokens)} tokens", _duration(needs.hours), in_words(needs.memory)]
         rows.append([str(one.shape), start, *sizes, *speeds, *training])
     return table(rows, right=range(2, 10))
+
+
+def _duration(hours: float | None) -> str:
+    """Hours for people; a dash where nobody knows.
+
+    >>> _duration(0.01), _duration(1.5), _duration(100)
+    ('36 s', '1.5 h', '4.2 days')
+    """
+    if hours is None:
+        return "-"
+    if hours < 1:
+        return f"{60 * hours:.0f} min" if hours > 1 / 60 else f"{3600 * hours:.0f} s"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def _write(

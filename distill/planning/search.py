@@ -120,9 +120,13 @@ class Planner:
             estimate = int(SLACK * share * shape.weights(self.family.vocabulary))
             if self._allows(estimate + self._cache(shape), estimate, pace):
                 found = self.candidate(shape, pace)
-                if self._allows(found.memory, bytes_per_token(found.plan), pace):
+                if self.fits(found, pace):
                     return found
         return None
+
+    def fits(self, one: Candidate, pace: Pace | None) -> bool:
+        """Whether a student keeps to the limits."""
+        return self._allows(one.memory, bytes_per_token(one.plan), pace)
 
     def _bytes_of_a_weight(self, shapes: Sequence[Shape]) -> float:
         middle = shapes[len(shapes) // 2]

@@ -141,6 +141,19 @@ def test_gpt_2_is_trained_on_its_transposed_blocks(home: Path, tmp_path: Path) -
         assert np.array_equal(tensor.source.rows(0, tensor.rows), trained), tensor.name
 
 
+def test_a_student_writes_a_share_of_its_text_itself_and_its_baseline_does_not(home: Path, tmp_path: Path) -> None:
+    body = f"{ONLINE}[on_policy]\nshare = 0.5\nprompt = 4\ntokens = 5\nrefresh = 2\n"
+    told: dict[str, list[set[str]]] = {}
+    trained = train_recipe(
+        recipe(home, body), tmp_path, lambda name, step, losses: told.setdefault(name, []).append(set(losses))
+    )
+    data, own = {"loss", "forward_kl", "cross_entropy"}, {"loss", "on_policy"}
+    assert told["student-0"] == [data, own, data, own]
+    assert told["baseline-0"] == 4 * [{"loss", "cross_entropy"}]
+    assert trained.memory.writing > 0
+    assert train_recipe(recipe(home, body), tmp_path).runs["student-0"].history == trained.runs["student-0"].history
+
+
 def test_llama_cpp_computes_what_was_trained(home: Path, tmp_path: Path) -> None:
     train_recipe(recipe(home, f'{BLOCKS}[blocks]\npreset = "Q8_0"\n'), tmp_path)
     student = open_model(tmp_path / "checkpoint").eval()
