@@ -254,6 +254,24 @@ def evaluate_file(
     return facts | {"line": _verdict(facts)}
 
 
+def embed_file(
+    model: Path,
+    paths: Sequence[Path],
+    against: dict[str, Path],
+    context: int,
+    limit: int,
+    threads: int | None,
+    bar: Bar,
+) -> Facts:
+    """An encoder's file on held-out texts, by the kernels that will run it; see `evaluate_embeddings`."""
+    from gguforge.distill.encoders.files import evaluate_embeddings
+
+    def show(done: int, total: int) -> None:
+        bar(f"{model.name} on held-out texts", done, total, "")
+
+    return evaluate_embeddings(model, paths, against, context, limit, threads, show)
+
+
 def _verdict(facts: Facts) -> str:
     parts = [f"perplexity {facts['perplexity']['value']:.4f}"] if "perplexity" in facts else []
     for name, found in facts["against"].items():

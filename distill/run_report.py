@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,29 +129,49 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
+MEASURES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "kld": ("KLD from {}", lambda found: _estimate(found, 5)),
+    "same_top": ("same top", lambda found: f"{100 * found['value']:.1f} %"),
+    "cosine": ("cosine to {}", lambda found: f"{found:.5f}"),
+    "rank_correlation": ("rank correlation with {}", lambda found: f"{found:.5f}"),
+}
+"""What a file is compared by: a column's title, and how its values are written."""
+
+
 def _files(files: Sequence[Report]) -> str:
     """Size and worth of every file; notes below."""
     if not files:
         return ""
-    judges = list(dict.fromkeys(name for file in files for name in (file["evaluation"] or {}).get("against", {})))
-    head = ["file", "MiB", "bits a weight", "perplexity"]
-    head += [word for name in judges for word in (f"KLD from {name}", "same top")]
-    notes = dict.fromkeys(note for file in files for note in (file["evaluation"] or {}).get("notes", ()))
-    texts = dict.fromkeys(file["evaluation"]["text"] for file in files if file["evaluation"] is not None)
-    said = f"<p>Measured by llama.cpp on {html.escape(', '.join(texts))}, nats a token.</p>" if texts else ""
-    rows = [_file_row(file, judges) for file in files]
+    worth = [file["evaluation"] or {} for file in files]
+    columns = list(
+        dict.fromkeys(
+            (name, key)
+            for one in worth
+            for name, found in one.get("against", {}).items()
+            for key in MEASURES
+            if found.get(key) is not None
+        )
+    )
+    read = any("perplexity" in one for one in worth)
+    head = ["file", "MiB", "bits a weight", *(["perplexity"] if read else [])]
+    head += [MEASURES[key][0].format(name) for name, key in columns]
+    notes = dict.fromkeys(note for one in worth for note in one.get("notes", ()))
+    texts = dict.fromkeys(one["text"] for one in worth if one)
+    unit = ", nats a token" if read else ""
+    said = f"<p>Measured by llama.cpp on {html.escape(', '.join(texts))}{unit}.</p>" if texts else ""
+    rows = [_file_row(file, read, columns) for file in files]
     return f"<h2>Files</h2><div class=files>{_table(head, rows)}</div>{said}" + "".join(
         f"<p>{html.escape(note)}</p>" for note in notes
     )
 
 
-def _file_row(file: Report, judges: Sequence[str]) -> list[str]:
+def _file_row(file: Report, read: bool, columns: Sequence[tuple[str, str]]) -> list[str]:
     worth = file["evaluation"] or {}
-    name = html.escape(Path(file["file"]).name)
-    row = [name, f"{file['bytes'] / MIB:.2f}", f"{file['bits_per_weight']:.2f}", _estimate(worth.get("perplexity"), 3)]
-    for judge in judges:
-        found = worth.get("against", {}).get(judge, {})
-        row += [_estimate(found.get("kld"), 5), f"{100 * found['same_top']['value']:.1f} %" if found else ""]
+    row = [html.escape(Path(file["file"]).name), f"{file['bytes'] / MIB:.2f}", f"{file['bits_per_weight']:.2f}"]
+    row += [_estimate(worth.get("perplexity"), 3)] if read else []
+    for judge, key in columns:
+        value = worth.get("against", {}).get(judge, {}).get(key)
+        row.append("" if value is None else MEASURES[key][1](value))
     return row
 
 

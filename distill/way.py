@@ -51,7 +51,7 @@ class Way:
         bar: shows how far a stage is.
 
     Attributes:
-        writes: whether the student predicts the next token; encoders are not measured by files, and do not chat.
+        writes: whether the student predicts the next token; encoders are measured by embeddings, and do not chat.
         types: of the student's files.
         reference: the unquantized student's file.
     """
@@ -99,7 +99,7 @@ class Way:
         if recipe.finish is not None:
             found.append(self._finish())
         found += [self._quantize(preset) for preset in self.types if preset != REFERENCE]
-        if self.types and self.writes and recipe.data.held_out:
+        if self.types and recipe.data.held_out:
             beside = judge if recipe.report.teacher else None
             found += [self._evaluate(preset, beside) for preset in dict.fromkeys((REFERENCE, *self.types))]
         return found
@@ -118,7 +118,7 @@ class Way:
         """The teacher as a GGUF file, for prompts and for comparison: its own, or one that is to be made."""
         recipe, made = self.recipe, self.folder / "teacher.gguf"
         place = recipe.first_teacher
-        measured = self.writes and bool(self.types) and bool(recipe.data.held_out) and recipe.report.teacher
+        measured = bool(self.types) and bool(recipe.data.held_out) and recipe.report.teacher
         if place is None or not (recipe.generate is not None or measured):
             return None
         if not place.is_dir():
@@ -269,6 +269,11 @@ class Way:
             settings["teacher"] = contents(self.recipe.first_teacher or judge)
 
         def make() -> Facts:
+            if not self.writes:
+                return making.embed_file(
+                    self.file(preset), data.held_out, against, data.context, data.held_out_documents, self.threads,
+                    self.bar,
+                )  # fmt: skip
             text = making.merged_text(data.held_out, self.folder)
             return making.evaluate_file(
                 self.file(preset), text, against, data.context, data.held_out_documents, self.threads, self.bar

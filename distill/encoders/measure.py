@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 
 from gguforge.distill.batches import Batch
 from gguforge.distill.encoders.pooling import Pooling, pooled
-from gguforge.distill.measure import Measured
 from gguforge.distill.objective import Objective, run
 from gguforge.distill.trainer import evaluating
 
@@ -51,16 +49,16 @@ def spearman(ours: Array, theirs: Array) -> float:
     return round(float(np.corrcoef(ranks(ours), ranks(theirs))[0, 1]), 12)
 
 
-def with_embeddings(found: Measured, ours: Array, theirs: Array) -> Measured:
-    """Add how embeddings compare with the teacher's, shape (texts, width) each, all of length 1."""
+def compared(ours: Array, theirs: Array) -> dict[str, float]:
+    """How embeddings compare with others of the same texts, shape (texts, width) each, all of length 1.
+
+    Returns:
+        `cosine`, the mean over texts, NaN where the widths differ; `rank_correlation` of the similarities of all pairs.
+    """
     pairs = np.triu_indices(len(ours), 1)
     alike = [(side @ side.T)[pairs] for side in (ours, theirs)]
     same = ours.shape[1] == theirs.shape[1]
-    return replace(
-        found,
-        cosine=float((ours * theirs).sum(1).mean()) if same else math.nan,
-        rank_correlation=spearman(*alike),
-    )
+    return {"cosine": float((ours * theirs).sum(1).mean()) if same else math.nan, "rank_correlation": spearman(*alike)}
 
 
 def objective_loss(student: Any, teacher: Any, batches: Iterable[Batch], objective: Objective) -> float:

@@ -110,7 +110,7 @@ class EncoderText:
         if corpus.conversations:
             raise InputError("conversations are nothing for an encoder", path=Path(paths[0]))
         passages = (passage for shard in corpus.shards for passage in shard)
-        texts = (text for passage in passages for text in _texts(passage, lines))
+        texts = (text for passage in passages for text in texts_of(passage, lines))
         found = [self._document(ids) for text in texts for ids in self._cut(text, context, lines)]
         if not found:
             raise InputError("the text gives no document", path=Path(paths[0]))
@@ -126,8 +126,8 @@ class EncoderText:
         return untaught(ids, np.zeros(len(ids), np.bool_))
 
 
-def _texts(passage: Passage, lines: bool) -> list[str]:
-    """A passage's texts."""
+def texts_of(passage: Passage, lines: bool) -> list[str]:
+    """A passage's texts: its lines, or all of it."""
     data = passage.read()
     text: str = read_line(data)["text"] if passage.line else data.decode("utf-8", "replace")
     return text.splitlines() if lines and not passage.line else [text]

@@ -18,7 +18,7 @@ from gguforge.convert.json_file import read_object
 from gguforge.distill import students
 from gguforge.distill.batches import Batch
 from gguforge.distill.encoders.masking import EncoderReading, encoder_batch, has_head, scored
-from gguforge.distill.encoders.measure import Array, embeddings, objective_loss, with_embeddings
+from gguforge.distill.encoders.measure import Array, compared, embeddings, objective_loss
 from gguforge.distill.encoders.pooling import Pooling, read_pooling, write_pooling
 from gguforge.distill.encoders.text import EncoderText, Words
 from gguforge.distill.measure import Measured, measured_on
@@ -123,7 +123,9 @@ class EncoderWorkshop(Workshop):
             found = replace(UNKNOWN, positions=len(self.held_out), loss=loss)
         if self.teacher is None:
             return found
-        return with_embeddings(found, embeddings(student, self._batches(None), self.poolings[0]), self._theirs)
+        ours = embeddings(student, self._batches(None), self.poolings[0])
+        beside = compared(ours, self._theirs)
+        return replace(found, cosine=beside["cosine"], rank_correlation=beside["rank_correlation"])
 
     @cached_property
     def _theirs(self) -> Array:

@@ -8,21 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 import pytest
 from checkpoints import TEXT, like
 from stand_ins import BERT, bert, roberta, sentences
 
 from gguforge.convert import convert, plan
+from gguforge.distill.encoders.files import evaluate_embeddings
 from gguforge.distill.encoders.masking import encoder_batch
 from gguforge.distill.encoders.measure import embeddings
 from gguforge.distill.encoders.pooling import Pooling, read_pooling
 from gguforge.distill.encoders.text import EncoderText
 from gguforge.distill.recipe import Recipe, read_recipe
-from gguforge.quant.errors import InputError
+from gguforge.quant.errors import EngineError, InputError
 from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.reader import read_gguf
+from gguforge.runtime.embedding import Embedder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -184,12 +185,29 @@ def test_llama_cpp_embeds_as_the_student_does(home: Path, tmp_path: Path) -> Non
     text = EncoderText(tmp_path / "checkpoint")
     documents = text.documents([home / "held-out.txt"], 24, lines=True)
     ours = embeddings(open_model(tmp_path / "checkpoint"), [encoder_batch(documents, text.pad)], Pooling.CLS)
-    model = llama_cpp.Llama(str(tmp_path / "student.gguf"), embedding=True, verbose=False, n_ctx=64)
     lines = (home / "held-out.txt").read_text().splitlines()
-    theirs = np.array(model.embed([line.strip() for line in lines], normalize=True))
-    model.close()
+    with Embedder.open(tmp_path / "student.gguf", context=24, threads=1) as model:
+        theirs = np.stack([model.embed(line) for line in lines])
+        assert model.embed("").shape == (16,)
     assert np.abs((ours * theirs).sum(1) - 1).max() < 1e-3
     assert np.abs(ours @ ours.T - theirs @ theirs.T).max() < 0.02
+    steps: list[int] = []
+    found = evaluate_embeddings(
+        tmp_path / "student.gguf", [home / "held-out.txt"], {"itself": tmp_path / "student.gguf"}, 24, 7, 1,
+        lambda done, total: steps.append(done),
+    )  # fmt: skip
+    assert steps == list(range(1, 15))
+    assert found["against"]["itself"] == {"cosine": pytest.approx(1), "rank_correlation": 1.0}
+
+
+def test_a_longer_text_is_cut_off_as_in_training(home: Path, tmp_path: Path) -> None:
+    convert(home / "sentences", tmp_path / "teacher.gguf", type="F32", workers=1)
+    words = ["the", "fox", "jumps", "over", "the", "lazy", "dog"]
+    with Embedder.open(tmp_path / "teacher.gguf", context=6, threads=1) as model:
+        assert np.array_equal(model.embed(" ".join(words)), model.embed(" ".join(words[:4])))
+        assert not np.array_equal(model.embed(" ".join(words[:4])), model.embed(" ".join(words[:3])))
+    with pytest.raises(EngineError, match="longer than the model's table of positions"):
+        Embedder.open(tmp_path / "teacher.gguf", context=65)
 
 
 def test_words_are_learned_without_a_teacher_too(home: Path, tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from stand_ins import bert, roberta, sentences
 
 from gguforge.distill.batches import untaught
 from gguforge.distill.encoders.masking import SHARE, EncoderReading, encoder_batch, hidden
-from gguforge.distill.encoders.measure import ranks, spearman, with_embeddings
+from gguforge.distill.encoders.measure import compared, ranks, spearman
 from gguforge.distill.encoders.pooling import Pooling, pooled, read_pooling, write_pooling
 from gguforge.distill.encoders.text import EncoderText, Words
-from gguforge.distill.encoders.workshop import UNKNOWN
 from gguforge.distill.losses import embedding_relation
 from gguforge.quant.errors import InputError
 
@@ -194,9 +193,8 @@ def test_rank_correlation_is_pearsons_of_the_ranks(values: list[int], random: An
 
 def test_embeddings_are_compared_with_the_teachers() -> None:
     ours = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-    found = with_embeddings(UNKNOWN, ours, ours)
-    assert (found.cosine, found.rank_correlation) == (pytest.approx(1), 1.0)
+    assert compared(ours, ours) == {"cosine": pytest.approx(1), "rank_correlation": 1.0}
     wider = np.array([[1.0, 0, 0], [0.9, math.sqrt(0.19), 0], [0, 0, 1.0]])
-    found = with_embeddings(UNKNOWN, ours, wider)
-    assert math.isnan(found.cosine)
-    assert found.rank_correlation == pytest.approx(-0.8660254, abs=1e-6)
+    found = compared(ours, wider)
+    assert math.isnan(found["cosine"])
+    assert found["rank_correlation"] == pytest.approx(-0.8660254, abs=1e-6)

@@ -261,7 +261,11 @@ def test_an_encoder_ends_with_a_file_that_embeds(home: Path, tmp_path: Path) -> 
         '[teacher]\ncheckpoint = "bert"\n[student]\nlayers = 2\n[losses]\nforward_kl = 1\n[output]\ntypes = ["Q8_0"]\n'
     )
     report, done = run(home, body, tmp_path / "out")
-    assert done == ["train", "convert", "quantize Q8_0"]
+    assert done == ["teacher", "train", "convert", "quantize Q8_0", "evaluate F16", "evaluate Q8_0"]
+    worth = report["files"][0]["evaluation"]["against"]
+    assert worth["F16"]["cosine"] > 0.99
+    assert -1 <= worth["teacher"]["cosine"] <= 1
+    assert "<th>cosine to F16</th>" in (tmp_path / "out" / "report.html").read_text()
     assert report["summary"][-1].startswith("embed with it: python3 -c ")
     refused(home, body + "imatrix = true\n", tmp_path / "other", "students that predict the next token")
 
