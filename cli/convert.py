@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gguforge.cli.common import gathered
+from gguforge.cli.importance import IMPORTANCE_OPTIONS, Importance, read_guide
 from gguforge.cli.rules import rules_option
 from gguforge.cli.tuning import LEVELS, hint_at_grids, on_grids
 from gguforge.cli.writing import Writing, writing_options
@@ -31,6 +33,7 @@ TYPES = (
     help="lossless: weights that lie on a quantization grid already, after training on one, stay there.",
 )
 @rules_option
+@gathered(Importance, "importance", *IMPORTANCE_OPTIONS)
 @writing_options
 def command(
     checkpoint: str,
@@ -39,6 +42,7 @@ def command(
     pre: str | None,
     quality: str,
     rules: str,
+    importance: Importance,
     writing: Writing,
 ) -> None:
     """Convert the Hugging Face checkpoint in the folder CHECKPOINT.
@@ -50,6 +54,7 @@ def command(
     Examples:
       gguforge convert path/to/checkpoint --type Q4_K_M -o model.gguf
       gguforge convert path/to/checkpoint --type BF16
+      gguforge convert path/to/checkpoint --type IQ2_M --imatrix imatrix.gguf
       gguforge convert path/to/checkpoint --type Q6_K --dry-run
       gguforge convert path/to/trained --type Q4_0 --quality lossless
     """
@@ -57,7 +62,16 @@ def command(
     from gguforge.quant.rule_files import find_rules
 
     remarks: list[str] = []
-    made = plan(checkpoint, type_name, pre=pre, model_name=model_name, rules=find_rules(rules), warn=remarks.append)
+    guide = read_guide(importance.imatrix, importance.include, importance.exclude)
+    made = plan(
+        checkpoint,
+        type_name,
+        pre=pre,
+        model_name=model_name,
+        rules=find_rules(rules),
+        guide=guide,
+        warn=remarks.append,
+    )
     for remark in remarks:
         click.echo(f"warning: {remark}", err=True)
     label = file_type_name(made)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gguforge.cli.common import gathered
+from gguforge.cli.importance import IMPORTANCE_OPTIONS, read_guide
 from gguforge.cli.rules import DEFAULT_RULES, print_rules_option, rules_option
 from gguforge.cli.sizing import Sizing, print_forecast, sized_plan, sizing_options
 from gguforge.cli.tuning import Tuning, tuning_options
@@ -17,7 +18,6 @@ from gguforge.cli.writing import Writing, writing_options
 if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
     from gguforge.quant.presets import Preset
-    from gguforge.quant.quantize import Guide
     from gguforge.quant.reader import GGUFFile
 
 
@@ -59,9 +59,7 @@ class Wishes:
     Wishes,
     "wishes",
     click.option("-t", "--type", "preset", help="The preset, e.g. Q4_K_M."),
-    click.option("--imatrix", type=click.Path(), help="An importance matrix (gguforge calibrate makes one)."),
-    click.option("--include-weights", "include", multiple=True, metavar="NAME", help="Use only entries so named."),
-    click.option("--exclude-weights", "exclude", multiple=True, metavar="NAME", help="Leave out entries so named."),
+    *IMPORTANCE_OPTIONS,
     click.option("--tensor-type", "patterns", multiple=True, metavar="REGEX=TYPE", help="The type of some tensors."),
     click.option("--tensor-type-file", "pattern_file", type=click.Path(), help="A file of such REGEX=TYPE words."),
     click.option("--output-tensor-type", "output_type", metavar="TYPE", help="The type of output.weight."),
@@ -116,8 +114,6 @@ def check(wishes: Wishes, sizing: Sizing, tuning: Tuning, writing: Writing) -> N
     Raises:
         UsageError: they do not.
     """
-    if wishes.include and wishes.exclude:
-        raise click.UsageError("--include-weights and --exclude-weights cannot be used together.")
     if wishes.keep_split and writing.splits:
         raise click.UsageError("--keep-split and a limit such as --split-max-size cannot be used together.")
     tuning.check()
@@ -184,16 +180,6 @@ def make_plan(model: str, preset: Preset, wishes: Wishes) -> tuple[GGUFFile, Pla
         keep_order=wishes.keep_split,
     )
     return file, plan
-
-
-def read_guide(path: str | None, include: tuple[str, ...], exclude: tuple[str, ...]) -> Guide | None:
-    """The importance matrix, reduced to the entries that are wanted."""
-    if path is None:
-        return None
-    from gguforge.quant.imatrix import read_imatrix
-    from gguforge.quant.quantize import Guide
-
-    return Guide.from_matrix(read_imatrix(path), path, include, exclude)
 
 
 def default_output(model: str, preset: str) -> str:

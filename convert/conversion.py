@@ -24,11 +24,11 @@ from gguforge.convert.operations import CAST_DTYPES, CastToFloat, PermuteHeads, 
 from gguforge.convert.safetensors import StoredTensor
 from gguforge.convert.vocabularies import tokenizer_metadata
 from gguforge.quant.constants import GGML_QUANT_VERSION, GGMLQuantizationType
-from gguforge.quant.errors import CheckpointError
+from gguforge.quant.errors import CheckpointError, InputError
 from gguforge.quant.metadata import Value, string, uint32
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.presets import find_preset
-from gguforge.quant.quantize import retype
+from gguforge.quant.quantize import Guide, retype
 from gguforge.quant.roles import KEPT_NAMES
 from gguforge.quant.rule_tables import RuleTable
 from gguforge.quant.rules import Overrides
@@ -59,6 +59,7 @@ def plan(
     pre: str | None = None,
     model_name: str | None = None,
     rules: RuleTable | None = None,
+    guide: Guide | None = None,
     warn: Warn = log.warning,
 ) -> Plan:
     """Plan the GGUF file of a checkpoint from headers alone.
@@ -70,14 +71,19 @@ def plan(
         pre: name of the pre-tokenizer, where tokenizer.json does not tell.
         model_name: the model's name, instead of the one the checkpoint gives.
         rules: a table that goes before llama.cpp's rules for the preset.
+        guide: an importance matrix, for a preset.
         warn: receives one line for everything that may make the model answer differently from the original.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or not understood.
-        InputError: no such type.
+        InputError: no such type, or the importance matrix does not fit.
     """
     wanted = type.strip().upper()
     preset = None if wanted == "AUTO" else find_preset(wanted)
+    as_is = preset is None or preset.name in FLOAT_TYPES
+    if guide is not None and as_is:
+        what = f"an importance matrix guides no conversion to {wanted}"
+        raise InputError(what, path=guide.path, remedy="Choose a quantized type, such as --type Q4_K_M.")
     folder = read_checkpoint(Path(checkpoint))
     config_path = folder.folder / "config.json"
     architecture = find_architecture(folder.config, config_path)
@@ -86,12 +92,13 @@ def plan(
     understood = UNDERSTOOD | architecture.understood | set(architecture.aliases.values())
     for line in unreported(config, understood, architecture.rope_types, architecture.expected):
         warn(line)
-    as_is = preset is None or preset.name in FLOAT_TYPES
     float_type = GGMLQuantizationType[preset.name if preset is not None and as_is else _stored_type(folder)]
     tensors = _tensors(architecture, config, folder, float_type, warn)
     metadata = _metadata(architecture, config, folder, tensors, float_type, pre, model_name, warn)
     made = Plan(metadata, tensors, every_dimension=True)
-    return made if preset is None or as_is else retype(made, preset, overrides=Overrides(table=rules))
+    if preset is None or as_is:
+        return made
+    return retype(made, preset, overrides=Overrides(table=rules), guide=guide)
 
 
 def plan_weights(config: Json, type: str) -> Plan:
@@ -150,6 +157,7 @@ def convert(
     pre: str | None = None,
     model_name: str | None = None,
     rules: RuleTable | None = None,
+    guide: Guide | None = None,
     limits: Limits | None = None,
     workers: int | None = None,
     overwrite: bool = False,
@@ -164,14 +172,14 @@ def convert(
         workers: processes; None for the writer's choice.
         overwrite: replace an existing output.
         progress: receives the bytes written since its last call.
-        checkpoint, type, pre, model_name, rules, warn: as in `plan`.
+        checkpoint, type, pre, model_name, rules, guide, warn: as in `plan`.
 
     Raises:
         CheckpointError, InputError: as in `plan`.
         DataError: a weight is NaN or infinite.
         OutputError: the output exists, or cannot be written.
     """
-    made = plan(checkpoint, type, pre=pre, model_name=model_name, rules=rules, warn=warn)
+    made = plan(checkpoint, type, pre=pre, model_name=model_name, rules=rules, guide=guide, warn=warn)
     plans = divide(made, replace(limits or Limits(), by_converter=True))
     write_all(named(plans, output), workers=workers, overwrite=overwrite, progress=progress)
     return made

@@ -10,11 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
 from checkpoints import LLAMA, SMALL_K, Case, build
 
+from gguforge.cli.main import main
+from gguforge.convert import convert
+from gguforge.quant.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
+from gguforge.quant.quantize import Guide, quantize
 from gguforge.quant.reader import read_gguf
 
 
@@ -154,3 +159,55 @@ def test_an_interrupt_leaves_nothing(number: signal.Signals, tmp_path: Path) -> 
     assert not output.exists()
     if number == signal.SIGINT:
         assert list(output.parent.iterdir()) == []
+
+
+def invoke(*words: object) -> None:
+    """Run the command line in this process; it must end well."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    assert ended.value.code in (0, None)
+
+
+def stored(path: Path, name: str) -> bytes:
+    """The bytes of a tensor."""
+    found = next(tensor for tensor in read_gguf(path).tensors if tensor.name == name)
+    return path.read_bytes()[found.offset : found.offset + found.nbytes]
+
+
+def write_matrix(path: Path, seed: int = 0) -> Path:
+    """An importance matrix of SMALL_K's layers, all numbers different."""
+    entries = {}
+    dice = np.random.default_rng(seed)
+    for i in range(2):
+        for name, width in (("attn_q", 256), ("attn_k", 256), ("attn_v", 256), ("ffn_up", 256), ("ffn_down", 512)):
+            sums = dice.uniform(0.1, 9, (1, width)).astype(np.float32)
+            entries[f"blk.{i}.{name}.weight"] = Entry(sums, np.array([7], np.int64))
+    write_imatrix(ImportanceMatrix(entries, ("text.txt",), 7, 512), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("preset", "choice"),
+    [("Q4_K_M", {}), ("Q2_K", {"include": ["attn"]}), ("Q3_K_S", {"exclude": ["blk.1"]})],
+)
+def test_an_importance_matrix_guides_one_pass_as_two(preset: str, choice: dict[str, list[str]], tmp_path: Path) -> None:
+    folder, matrix = build(Case(SMALL_K), tmp_path), write_matrix(tmp_path / "imatrix.gguf")
+    words = [word for name, parts in choice.items() for part in parts for word in (f"--{name}-weights", part)]
+    invoke("convert", folder, "--type", preset, "--imatrix", matrix, *words, "--workers", 1, "-o", tmp_path / "1.gguf")
+    convert(folder, tmp_path / "bf16.gguf", workers=1)
+    guide = Guide.from_matrix(read_imatrix(matrix), str(matrix), **choice)
+    quantize(tmp_path / "bf16.gguf", tmp_path / "2.gguf", preset, guide=guide, workers=1)
+    quantize(tmp_path / "bf16.gguf", tmp_path / "plain.gguf", preset, workers=1)
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "2.gguf").read_bytes()
+    ours, plain = (stored(tmp_path / f"{name}.gguf", "blk.0.attn_q.weight") for name in ("1", "plain"))
+    assert ours != plain
+
+
+def test_a_matrix_that_does_not_belong_is_refused(llama: Path, tmp_path: Path) -> None:
+    matrix, output = write_matrix(tmp_path / "imatrix.gguf"), tmp_path / "m.gguf"
+    refused(run(llama, "--type", "Q4_0", "--imatrix", matrix, "-o", output), "importance matrix is of another model")
+    refused(run(llama, "--imatrix", matrix, "-o", output), "an importance matrix guides no conversion to AUTO")
+    refused(run(llama, "--type", "Q4_0", "--imatrix", llama / "config.json", "-o", output), "config.json")
+    both = ("--include-weights", "a", "--exclude-weights", "b")
+    refused(run(llama, "--type", "Q4_0", "--imatrix", matrix, *both, "-o", output), "cannot be used together", 2)
+    assert not output.exists()
