@@ -29,6 +29,8 @@ except ImportError:  # Windows
     fcntl = None
 
 
+WRITTEN_AT_ONCE = 1 << 23  # bytes: waking a thread disturbs the encoders, which share the interpreter
+
 REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that can only be about the output, never about an input."""
 
@@ -299,6 +301,23 @@ def write_at(descriptor: int, offset: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
+def read_at(descriptor: int, offset: int, into: memoryview) -> int:
+    """Fill memory from `offset` on; the number of bytes read, fewer only where the file ends."""
+    found = 0
+    while found < len(into):
+        if hasattr(os, "preadv"):
+            count = os.preadv(descriptor, [into[found:]], offset + found)
+        else:  # Windows
+            os.lseek(descriptor, offset + found, os.SEEK_SET)
+            data = os.read(descriptor, len(into) - found)
+            count = len(data)
+            into[found : found + count] = data
+        if not count:
+            break
+        found += count
+    return found
+
+
 class Writeback:
     """Lets the disk begin with ranges that were just written, so that the sync at the end finds little left to do.
 
@@ -309,17 +328,25 @@ class Writeback:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._ranges: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._ranges: queue.SimpleQueue[list[tuple[int, int]] | None] = queue.SimpleQueue()
+        self._waiting: list[tuple[int, int]] = []
         self._thread: threading.Thread | None = None
 
     def start(self, offset: int, nbytes: int) -> None:
-        """Begin with a range; returns at once."""
+        """Begin with a range soon; returns at once."""
         if not hasattr(os, "posix_fadvise"):
+            return
+        if self._waiting and sum(self._waiting[-1]) == offset:
+            offset, before = self._waiting.pop()
+            nbytes += before
+        self._waiting.append((offset, nbytes))
+        if sum(count for _, count in self._waiting) < WRITTEN_AT_ONCE:
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._advise, daemon=True)
             self._thread.start()
-        self._ranges.put((offset, nbytes))
+        self._ranges.put(self._waiting)
+        self._waiting = []
 
     def close(self) -> None:
         """End the thread: the descriptor is not used any more."""
@@ -329,8 +356,9 @@ class Writeback:
 
     def _advise(self) -> None:
         while (found := self._ranges.get()) is not None:
-            with contextlib.suppress(OSError, MemoryError):  # advice only
-                os.posix_fadvise(self._descriptor, *found, os.POSIX_FADV_DONTNEED)
+            for offset, nbytes in found:
+                with contextlib.suppress(OSError, MemoryError):  # advice only
+                    os.posix_fadvise(self._descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def sync_directory(folder: Path) -> None:

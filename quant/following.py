@@ -19,13 +19,13 @@ from types import TracebackType
 
 import numpy as np
 
-from gguforge.quant.errors import OutputError
+from gguforge.quant.errors import InputError, OutputError
 from gguforge.quant.files import Part
 from gguforge.quant.plan import Plan
+from gguforge.quant.sources import map_window
 
 RECORD_SECONDS = 2.0  # a killed run loses no more work than that, and the time of one sync
-BATCH = 1 << 23  # bytes that wait to be hashed at once: the thread seldom disturbs the encoders
-CHUNK = 1 << 20  # bytes read at once; they stay in the cache while they are hashed
+BATCH = 1 << 23  # bytes that are hashed at once: waking a thread disturbs the encoders, which share the interpreter
 
 Say = Callable[[str], None]
 
@@ -46,7 +46,6 @@ class Hashes:
         self.position = len(plan.header)
         self.tensors: list[bytes] = []
         self._running = hashlib.sha256()
-        self._buffer = memoryview(bytearray(CHUNK))
 
     def advance(self, end: int) -> None:
         """Hash on until byte `end` of the file.
@@ -54,18 +53,18 @@ class Hashes:
         Raises:
             OutputError: the file ends before.
         """
-        with self.path.open("rb", buffering=0) as file:
-            while self.position < end and len(self.tensors) < len(self.bounds):
-                start, stop = self.bounds[len(self.tensors)]
-                if max(self.position, start) >= stop:  # hashed, or without a byte
-                    self._close()
-                    continue
-                self.position = file.seek(max(self.position, start))
-                count = file.readinto(self._buffer[: min(CHUNK, stop - self.position, end - self.position)])
-                if not count:
-                    raise OutputError("file became shorter while it was written", path=self.path)
-                self._running.update(self._buffer[:count])
-                self.position += count
+        while self.position < end and len(self.tensors) < len(self.bounds):
+            start, stop = self.bounds[len(self.tensors)]
+            self.position = max(self.position, start)
+            if self.position >= stop:  # hashed, or without a byte
+                self._close()
+                continue
+            count = min(BATCH, stop - self.position, end - self.position)
+            try:
+                self._running.update(map_window(str(self.path), self.position, count).data)
+            except InputError:
+                raise OutputError("file became shorter while it was written", path=self.path) from None
+            self.position += count
 
     def finish(self) -> None:
         """Hash to the end."""
@@ -120,6 +119,7 @@ class Follower:
         self._ends: Sequence[int] = ()
         self._waiting: set[int] = set()
         self._first = 0  # the first piece that is not finished
+        self._told = 0, 0.0  # up to which byte the thread knows that all is finished, and since when
 
     def resume(self, fingerprint: str, say: Say, progress: Callable[[int], None]) -> None:
         """Check what a stopped run left, so that `hashes.position` says where to go on."""
@@ -161,8 +161,19 @@ class Follower:
         self._waiting.add(number)
         while self._first in self._waiting:
             self._waiting.remove(self._first)
-            self._queue.put(self._ends[self._first])
             self._first += 1
+        known, since = self._told
+        if self._final > known + BATCH or time.monotonic() > since + RECORD_SECONDS / 2:
+            self._tell()
+
+    @property
+    def _final(self) -> int:
+        """The bytes up to here are final."""
+        return self._ends[self._first - 1] if self._first else 0
+
+    def _tell(self) -> None:
+        self._told = self._final, time.monotonic()
+        self._queue.put(self._final)
 
     def __enter__(self) -> Follower:
         if not self.idle:
@@ -175,6 +186,7 @@ class Follower:
         if self.idle:
             return
         self._stopping = kind is not None
+        self._tell()
         self._queue.put(None)
         self._thread.join()
         if kind is None and self._error is not None:
@@ -183,19 +195,16 @@ class Follower:
     def _follow(self) -> None:
         """The thread's life."""
         try:
-            recorded, last = time.monotonic(), self.hashes.position
+            recorded = time.monotonic()
             while (end := self._queue.get()) is not None:
-                last = end
-                due = time.monotonic() - recorded > RECORD_SECONDS and not self._stopping
-                if due or end - self.hashes.position > BATCH:
+                if not self._stopping or self.part.done:  # short runs are not worth keeping
                     self.hashes.advance(end)
-                if due:
+                if not self._stopping and time.monotonic() - recorded > RECORD_SECONDS:
                     self.record()
                     recorded = time.monotonic()
             if not self._stopping:
                 self.hashes.finish()
-            elif self.part.done:  # short runs are not worth keeping
-                self.hashes.advance(last)
+            elif self.part.done:
                 self.record()
         except BaseException as error:  # noqa: BLE001 (it is raised in the main thread)
             self._error = error

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gguforge.quant.blocks import block_type, encode
+from gguforge.quant.blocks import block_type
 from gguforge.quant.blocks.base import REGISTRY
 from gguforge.quant.cache import Cache
+from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.errors import DataError, GGUForgeError
 from gguforge.quant.files import Writeback, copy_range, write_at
+from gguforge.quant.inputs import Inputs
 from gguforge.quant.plan import Plan, TensorPlan
-from gguforge.quant.sources import Bytes, Floats
+from gguforge.quant.sources import Bytes
 
-ENCODE_SLAB = 1 << 18  # elements: 1 MiB of float32, and about ten times that in temporaries
+ENCODE_SLAB = 1 << 19  # elements: 2 MiB of float32, and about five times that in temporaries
 CACHED_SLAB = 1 << 22  # elements of one entry of the cache: a large model has thousands of them and not millions
 COPY_SLAB = 1 << 22  # bytes
 
@@ -88,13 +90,13 @@ class Filler:
         self.work = unfinished(plan, begin, cache is not None)
         self.target = os.open(part, os.O_WRONLY | getattr(os, "O_BINARY", 0))
         self.writeback = Writeback(self.target)
-        self.inputs: dict[str, int] = {}
+        self.inputs = Inputs()
 
     def close(self) -> None:
         """Close the files."""
         self.writeback.close()
-        for descriptor in (self.target, *self.inputs.values()):
-            os.close(descriptor)
+        self.inputs.close()
+        os.close(self.target)
 
     def do(self, number: int) -> Filled:
         """Write slab `number`."""
@@ -115,14 +117,17 @@ class Filler:
     def _encoded(self, tensor: TensorPlan, slab: Slab) -> tuple[Bytes, bool]:
         """A slab's bytes, and whether they come from the cache."""
         if self.cache is None:
-            return encoded(tensor, slab.start, slab.stop), False
+            return encoded(tensor, slab.start, self.inputs.rows(tensor.source, slab.start, slab.stop)), False
         key = self.cache.key(tensor, slab.start, slab.stop)
         found = self.cache.fetch(key, (slab.stop - slab.start) * tensor.row_bytes)
         if found is not None:
             return found, True
         step = max(1, ENCODE_SLAB // tensor.row_length)
-        starts = range(slab.start, slab.stop, step)
-        data = np.concatenate([encoded(tensor, start, min(slab.stop, start + step)) for start in starts])
+        parts = []
+        for start in range(slab.start, slab.stop, step):
+            rows = self.inputs.rows(tensor.source, start, min(slab.stop, start + step))
+            parts.append(encoded(tensor, start, rows))
+        data = np.concatenate(parts)
         self.cache.store(key, data)
         return data, False
 
@@ -134,30 +139,31 @@ class Filler:
         if extent is None:
             write_at(self.target, offset, np.ascontiguousarray(rows).data)
             return
-        if extent.path not in self.inputs:
-            self.inputs[extent.path] = os.open(extent.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        copy_range(
-            self.inputs[extent.path],
-            extent.offset + slab.start * tensor.row_bytes,
-            self.target,
-            offset,
-            nbytes,
-        )
+        source = self.inputs.descriptor(extent.path)
+        copy_range(source, extent.offset + slab.start * tensor.row_bytes, self.target, offset, nbytes)
 
 
-def encoded(tensor: TensorPlan, start: int, stop: int) -> Bytes:
-    """Rows `start:stop` in the tensor's type; they belong to one matrix.
+def encoded(tensor: TensorPlan, start: int, rows: Bytes) -> Bytes:
+    """Rows of one matrix in the tensor's type.
+
+    Args:
+        tensor: what they are rows of.
+        start: the number of the first one.
+        rows: as they are stored, shape (rows, bytes per row).
 
     Raises:
         DataError: NaN or infinity, or values too large for the type.
     """
-    rows: Floats = tensor.source.rows(start, stop)
-    if rows.size and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
-        raise not_finite(tensor, "holds NaN or infinity")
+    kind, stored = block_type(tensor.type), block_type(tensor.source.type)
+    if stored.size > 1:
+        rows, stored = stored.decode(rows).view(np.uint8), block_type(GGMLQuantizationType.F32)
     weights = None if tensor.importance is None else tensor.importance[start // tensor.rows_per_matrix]
-    data = encode(rows, tensor.type, weights)
-    if not block_type(tensor.type).is_finite(data):
-        raise not_finite(tensor, f"holds values too large for {tensor.type.name}")
+    if not (kind.shows_nan and weights is None) and not stored.is_finite(rows):
+        raise not_finite(tensor, "holds NaN or infinity")
+    data = kind.encode_stored(rows, stored, weights)
+    if not kind.is_finite(data):
+        what = f"values too large for {tensor.type.name}" if stored.is_finite(rows) else "NaN or infinity"
+        raise not_finite(tensor, f"holds {what}")
     return data
 
 

@@ -149,10 +149,9 @@ class _Comparer:
         slab = self.work[number]
         tensor = self.plan.tensors[slab.index]
         with naming(tensor):
-            if tensor.is_copy:
-                expected = tensor.source.raw_rows(slab.start, slab.stop)
-            else:
-                expected = encoded(tensor, slab.start, slab.stop)
+            expected = tensor.source.raw_rows(slab.start, slab.stop)
+            if not tensor.is_copy:
+                expected = encoded(tensor, slab.start, expected)
         path, offset = self.places[tensor.name]
         nbytes = (slab.stop - slab.start) * tensor.row_bytes
         found = map_window(path, offset + slab.start * tensor.row_bytes, nbytes)

@@ -6,7 +6,9 @@ not search for scales: that is `gguforge.quant.search`. Structs: ggml/src/ggml-c
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,9 @@ f2, u1, i1, u4 = "<f2", "u1", "i1", "<u4"  # the field types of the C structs
 WEIGHTED_TILE = 1 << 17  # elements
 BUFFER = 512  # elements; with more, NumPy copies a broadcast row into its buffer, which doubles the cost of the call
 
-REGISTRY: dict[GGMLQuantizationType, type[Block]] = {}
+Kind: TypeAlias = "type[Block]"  # within a block type, `type` is its number
+
+REGISTRY: dict[GGMLQuantizationType, Kind] = {}
 
 # What a type makes of the importance w of a column, for a weight x: nothing; w itself; or w * sqrt(m + x^2), where m is
 # the mean of x^2 over the row or the block, or twice that of the block: the sum doubled first, which may overflow, or
@@ -45,6 +49,8 @@ class Block:
         weighted_tile: the same where weights have importance: then every type searches.
         importance: what it makes of an importance matrix.
         required: whether it cannot be encoded without one.
+        shows_nan: whether, without importance, NaN or infinity among a block's weights makes it one that `is_finite`
+            refuses.
     """
 
     type: ClassVar[GGMLQuantizationType]
@@ -54,6 +60,7 @@ class Block:
     weighted_tile: ClassVar[int] = 512
     importance: ClassVar[Importance] = "ignored"
     required: ClassVar[bool] = False
+    shows_nan: ClassVar[bool] = False
 
     def __init_subclass__(
         cls,
@@ -91,6 +98,11 @@ class Block:
         """Elements of `b` (n blocks), shape (n, size), anything that casts to float32 without loss."""
         raise NotImplementedError
 
+    @staticmethod
+    def to_float(values: Any, out: Floats) -> None:
+        """Elements of an unquantized type in its own form, without loss, into `out`."""
+        raise NotImplementedError
+
     @classmethod
     def encode(cls, rows: Floats, weights: Floats | None = None) -> Bytes:
         """Quantize rows of float32.
@@ -113,8 +125,7 @@ class Block:
             )
         blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, cls.size)
         out = np.empty(len(blocks), cls.layout)
-        with np.errstate(all="ignore"):  # the C code divides by zero and overflows freely; results are checked instead
-            np.setbufsize(BUFFER)  # errstate restores it
+        with fast_arithmetic():
             weigh = None
             if weights is not None and cls.importance != "ignored":
                 weigh = Weigher(cls, rows.shape[-1], blocks, weights)
@@ -124,6 +135,25 @@ class Block:
                 w = None if weigh is None else weigh(tile)
                 cls.encode_blocks(blocks[tile], w, out[tile])
         return out.view(np.uint8).reshape(*rows.shape[:-1], -1)
+
+    @classmethod
+    def encode_stored(cls, data: Bytes, stored: Kind, weights: Floats | None = None) -> Bytes:
+        """As `encode`, from rows that are stored in another type, shape (..., bytes per row)."""
+        if stored.size > 1 or cls.size == 1 or cls.required or (weights is not None and cls.importance != "ignored"):
+            return cls.encode(stored.decode(data), weights)
+        words = np.ascontiguousarray(data).reshape(-1).view(f"<u{stored.layout.itemsize}").reshape(-1, cls.size)
+        out = np.empty(len(words), cls.layout)
+        with fast_arithmetic():
+            for start in range(0, len(words), cls.tile):
+                cls.encode_words(words[start : start + cls.tile], stored, out[start : start + cls.tile])
+        return out.view(np.uint8).reshape(*data.shape[:-1], -1)
+
+    @classmethod
+    def encode_words(cls, words: NDArray[Any], stored: Kind, out: Blocks) -> None:
+        """As `encode_blocks`, from the words of an unquantized type, shape (n, size)."""
+        x = scratch("decoded", words.shape)
+        stored.to_float(words.view(stored.layout["value"]), x)
+        cls.encode_blocks(x, None, out)
 
     @classmethod
     def decode(cls, data: Bytes) -> Floats:
@@ -140,7 +170,16 @@ class Block:
         """Whether all scales (for unquantized types: all values) of encoded rows are finite."""
         blocks = np.ascontiguousarray(data).view(np.uint8).reshape(-1).view(cls.layout)
         fields = [name for name in cls.layout.names or () if cls.layout[name].kind == "f"]
-        return all(bool(np.isfinite(blocks[name]).all()) for name in fields)
+        halves = (np.ascontiguousarray(blocks[name]).view("<u2") for name in fields)  # NumPy asks halves one by one
+        return all(int((half & np.uint16(0x7C00)).max(initial=0)) < 0x7C00 for half in halves)
+
+
+@contextmanager
+def fast_arithmetic() -> Iterator[None]:
+    """Within the block NumPy divides by zero and overflows as freely as C, whose results are checked instead."""
+    with np.errstate(all="ignore"):
+        np.setbufsize(BUFFER)  # errstate restores it
+        yield
 
 
 class Weigher:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gguforge.quant.blocks.base import Block, Bytes, Floats, f2
 from gguforge.quant.constants import GGMLQuantizationType as T
@@ -12,11 +13,16 @@ from gguforge.quant.search.base import f32, scratch
 
 u32 = np.uint32
 TILE = 1 << 16  # elements cast at once: few enough for the cache
-CHECKED = 1 << 15  # 16-bit elements looked at at once: below the size that malloc maps afresh
 
 
 class Plain(Block, abstract=True):
-    """What the unquantized types share: elements are cast in flat tiles."""
+    """What the unquantized types share: elements are cast in flat tiles.
+
+    Attributes:
+        infinity: the word that stands for it; those of larger magnitude are no numbers.
+    """
+
+    infinity: ClassVar[int]
 
     @classmethod
     def encode(cls, rows: Floats, weights: Floats | None = None) -> Bytes:
@@ -35,6 +41,15 @@ class Plain(Block, abstract=True):
             cls.to_float(values[start : start + TILE], out[start : start + TILE])
         return out.reshape(*data.shape[:-1], -1)
 
+    @classmethod
+    def is_finite(cls, data: NDArray[Any]) -> bool:
+        nbytes = cls.layout.itemsize
+        words = np.ascontiguousarray(data).reshape(-1).view(f"<u{nbytes}")
+        if not words.size:
+            return True
+        sign = 1 << 8 * nbytes - 1
+        return int(words.view(f"<i{nbytes}").max()) < cls.infinity and int(words.max()) < sign + cls.infinity
+
     @staticmethod
     def from_float(x: Floats, out: Any) -> None:
         """Elements in the type's own form, into `out`."""
@@ -42,12 +57,13 @@ class Plain(Block, abstract=True):
 
     @staticmethod
     def to_float(values: Any, out: Floats) -> None:
-        """The inverse, without loss, into `out`."""
         out[...] = values
 
 
 class F32(Plain, type=T.F32, size=1, value="<f4"):
     """IEEE single precision."""
+
+    infinity = 0x7F800000
 
 
 class F16(Plain, type=T.F16, size=1, value=f2):
@@ -56,6 +72,8 @@ class F16(Plain, type=T.F16, size=1, value=f2):
     NumPy casts one number after the other. Here the arithmetic of float32 does the work, for many at once; only NaN,
     and on the way back infinity, are left to NumPy.
     """
+
+    infinity = 0x7C00
 
     @staticmethod
     def from_float(x: Floats, out: Any) -> None:
@@ -80,7 +98,7 @@ class F16(Plain, type=T.F16, size=1, value=f2):
 
     @staticmethod
     def to_float(values: Any, out: Floats) -> None:
-        if not exponents_below(values.view(np.uint8), 0x7C00):
+        if not F16.is_finite(values):
             out[...] = values
             return
         bits = out.view(np.int32)
@@ -89,13 +107,11 @@ class F16(Plain, type=T.F16, size=1, value=f2):
         bits &= np.int32(-0x70000001)
         out *= f32(2.0**112)  # the other bias; the small ones without a leading one are right as well
 
-    @classmethod
-    def is_finite(cls, data: Bytes) -> bool:
-        return exponents_below(data, 0x7C00)
-
 
 class BF16(Plain, type=T.BF16, size=1, value="<u2"):
     """The upper half of single precision, rounded to nearest, ties to even; a NaN stays one (quiet)."""
+
+    infinity = 0x7F80
 
     @staticmethod
     def from_float(x: Floats, out: Any) -> None:
@@ -114,18 +130,3 @@ class BF16(Plain, type=T.BF16, size=1, value="<u2"):
         bits = out.view(np.uint32)
         bits[...] = values
         bits <<= 16
-
-    @classmethod
-    def is_finite(cls, data: Bytes) -> bool:
-        return exponents_below(data, 0x7F80)
-
-
-def exponents_below(data: Bytes, mask: int) -> bool:
-    """Whether no 16-bit float has all exponent bits of `mask` set, which stands for infinity and NaN."""
-    bits = np.ascontiguousarray(data).reshape(-1).view("<u2")
-    exponents = np.empty(CHECKED, np.uint16)
-    for start in range(0, bits.size, CHECKED):
-        tile = bits[start : start + CHECKED]
-        if np.bitwise_and(tile, np.uint16(mask), out=exponents[: tile.size]).max() == mask:
-            return False
-    return True

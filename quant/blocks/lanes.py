@@ -1,11 +1,15 @@
 """Blocks of 32 weights as lanes: row i holds weights 4i..4i+3 of every block, so a block is four columns of eight.
 
-For what needs no order of summing: extremes and elementwise work. Sixteen bytes move at once, which takes a third of
+For what needs no order of summing: extremes and elementwise work. Four weights move at once, which takes a third of
 the time of moving every weight into a row of its own, and a block's bytes come out in fours as well.
+
+A weight is a word here, as it is stored: sign and magnitude of an F32, F16 or BF16, whose magnitudes are ordered as
+integers are. Extremes are found in words, half as many bytes as in numbers where a word has 16 bits.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +21,50 @@ from gguforge.quant.search.base import scratch
 LANES, ROWS = 4, 8
 u4 = np.dtype("<u4")
 
+Words = NDArray[np.uint16] | NDArray[np.uint32]
 
-def as_lanes(x: Floats) -> Floats:
+
+@dataclass(frozen=True)
+class Width:
+    """Constants for words of a width.
+
+    Attributes:
+        signed: the same as integers with a sign.
+        four: what has the size of four words.
+        sign, magnitude: the bits of a word that hold them.
+    """
+
+    signed: DTypeLike
+    four: DTypeLike
+    sign: Any
+    magnitude: Any
+
+
+WIDTHS = {
+    2: Width(np.int16, np.uint64, np.uint16(0x8000), np.uint16(0x7FFF)),
+    4: Width(np.int32, np.complex128, np.uint32(0x80000000), np.uint32(0x7FFFFFFF)),
+}
+"""By the bytes of a word."""
+
+
+def working_words(purpose: str, shape: tuple[int, int], like: Words) -> Words:
+    """Working memory for words."""
+    rows, columns = shape
+    return scratch(purpose, (rows, columns * like.itemsize // 4)).view(like.dtype)
+
+
+def as_lanes(words: Words) -> Words:
     """Blocks, shape (n, 32), as lanes, shape (8, 4 * n), in working memory."""
-    lanes = scratch("lanes", (ROWS, LANES * len(x)))
-    lanes.view(np.complex128)[...] = x.view(np.complex128).T
+    lanes = working_words("lanes", (ROWS, LANES * len(words)), words)
+    four = WIDTHS[words.itemsize].four
+    lanes.view(four)[...] = words.view(four).T
     return lanes
+
+
+def magnitudes(words: Words, out: Words | None = None) -> Words:
+    """Words without their signs."""
+    found: Words = np.bitwise_and(words, WIDTHS[words.itemsize].magnitude, out=out)
+    return found
 
 
 def codes_as_lanes(codes: Bytes) -> Bytes:
@@ -37,19 +79,40 @@ def put_lanes(codes: NDArray[np.uint8] | NDArray[np.int8], field: Blocks) -> Non
         words[:, i] = row
 
 
-def extremes(lanes: Floats) -> tuple[Floats, Floats]:
-    """The largest and the smallest weight of each block, shape (n,) each; of +0 and -0 either."""
-    both = scratch("extremes", (2, lanes.shape[1]))
-    np.maximum.reduce(lanes, axis=0, out=both[0])
-    np.negative(np.minimum.reduce(lanes, axis=0, out=both[1]), out=both[1])
-    a, b, c, d = both.reshape(2, -1, LANES).transpose(2, 0, 1)
-    top, opposite = np.maximum(np.maximum(a, b), np.maximum(c, d))
-    return top, -opposite
+def largest(lanes: Words) -> Words:
+    """The largest word of each block, as an integer; shape (n,)."""
+    found: Words = _of_four(np.maximum.reduce(lanes, axis=0))
+    return found
+
+
+def extremes(lanes: Words) -> Words:
+    """The words of the largest and the smallest weight of each block, shape (2, n).
+
+    Where all weights have one sign, both are that of the largest magnitude. Of +0 and -0 it is either.
+    """
+    width = WIDTHS[lanes.itemsize]
+    both = working_words("extremes", (2, lanes.shape[1]), lanes)
+    signed = both.view(width.signed)
+    np.maximum.reduce(lanes.view(width.signed), axis=0, out=signed[0])
+    np.maximum.reduce(lanes, axis=0, out=both[1])  # as unsigned integers negative numbers are the largest
+    both[1] ^= width.sign
+    found: Words = _of_four(signed).view(lanes.dtype)
+    found[1] ^= width.sign
+    return found
+
+
+def _of_four(found: NDArray[Any]) -> Any:
+    """The largest of each four along the last axis."""
+    a, b, c, d = (found[..., i::LANES] for i in range(LANES))
+    return np.maximum(np.maximum(a, b), np.maximum(c, d))
 
 
 def per_lane(values: Floats) -> Floats:
-    """A number of each block, shape (n,), for each of its lanes, shape (4 * n,)."""
-    return values.repeat(LANES)
+    """A number of each block, shape (n,), for each of its lanes, shape (4 * n,), in working memory."""
+    columns = scratch("per lane", (len(values), LANES))
+    for i in range(LANES):
+        columns[:, i] = values
+    return columns.reshape(-1)
 
 
 def as_codes(lanes: Floats, type: DTypeLike = np.uint8) -> NDArray[Any]:
@@ -59,10 +122,25 @@ def as_codes(lanes: Floats, type: DTypeLike = np.uint8) -> NDArray[Any]:
     return codes
 
 
+def with_signs(codes: NDArray[np.int8], lanes: Words) -> NDArray[np.int8]:
+    """Codes of magnitudes with the signs of the words; in place."""
+    below = scratch("below", (codes.size // 4,)).view(np.bool_).reshape(codes.shape)
+    np.greater_equal(lanes, WIDTHS[lanes.itemsize].sign, out=below)
+    mask = np.negative(below.view(np.int8), out=below.view(np.int8))
+    codes ^= mask
+    codes -= mask
+    return codes
+
+
 def halves(codes: Bytes) -> Bytes:
-    """Codes 0..15, shape (8, 4 * n), two to a byte: the first half of a block in the low nibbles; shape (4, 4 * n)."""
+    """Codes 0..15, shape (8, 4 * n), two to a byte: the first half of a block in the low nibbles; shape (4, 4 * n).
+
+    It uses the codes up.
+    """
     words = codes.view(u4)
-    return (words[:4] | words[4:] << np.uint32(4)).view(np.uint8)
+    high = words[ROWS // 2 :]
+    high <<= np.uint32(4)
+    return np.bitwise_or(words[: ROWS // 2], high, out=high).view(np.uint8)
 
 
 def fifth_bits(codes: Bytes) -> NDArray[np.uint32]:

@@ -8,18 +8,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.quant.blocks.base import Blocks, Bytes, Floats, f2, i1, u1, u4
+from gguforge.quant.blocks.base import Blocks, Bytes, Floats, Kind, f2, i1, u1, u4
+from gguforge.quant.blocks.floats import F16, F32
 from gguforge.quant.blocks.grouped import GroupedBlock
 from gguforge.quant.blocks.lanes import (
     LANES,
+    Words,
     as_codes,
     as_lanes,
     codes_as_lanes,
     extremes,
     fifth_bits,
     halves,
+    largest,
+    magnitudes,
     per_lane,
     put_lanes,
+    with_signs,
+    working_words,
 )
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.affine import AffineFit
@@ -27,10 +33,11 @@ from gguforge.quant.search.base import as_groups, f32, scratch
 from gguforge.quant.search.symmetric import SymmetricFit
 
 SIZE = 32
-TILE = 4096  # blocks: of what takes two dozen short passes, many at once
+TILE = 16384  # blocks: of what takes two dozen short passes, many at once
 FINE = (-0.9, 0.05, 36)  # the candidates of AffineFit where the importance is known
 SIGN = np.int32(-(2**31))
-BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0)).view(np.int32)
+BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
+"""Added before truncating: it rounds every half up, while 0.5 would round the float below one half up too."""
 u8 = np.uint8
 
 
@@ -54,39 +61,60 @@ def levels_of(fit: SymmetricFit | AffineFit, n: int) -> Bytes:
     return np.ascontiguousarray(columns.transpose(0, 2, 1)).reshape(-1, LANES * n)
 
 
-def encode_symmetric(x: Floats, w: Floats | None, half: int) -> tuple[Floats, Bytes]:
-    """Scale and levels 0..2*half-1, without `w` with the extreme weight at -half: Q4_0 (8) and Q5_0 (16)."""
-    if w is not None:
-        fit = SymmetricFit(as_groups(x, SIZE), half, as_groups(w, SIZE, "weights"))
-        return fit.scale, levels_of(fit, len(x))
-    lanes = as_lanes(x)
-    top, bottom = extremes(lanes)
-    peak = np.where(top > -bottom, top, bottom)
-    tie = np.flatnonzero(top == -bottom)
-    peak[tie] = x[tie, np.abs(x[tie]).argmax(axis=1)]  # the first of equals
-    d = (peak + f32(0)) / f32(-half)  # -0 becomes +0, which C's search starts from
+def numbers(words: Words, stored: Kind, purpose: str) -> Floats:
+    """Words as float32, in working memory where they are not float32 already."""
+    if stored is F32:
+        return words.view(np.float32)
+    out = scratch(purpose, words.shape)
+    stored.to_float(words.view(stored.layout["value"]), out)
+    return out
+
+
+def symmetric(words: Words, stored: Kind, half: int) -> tuple[Floats, Bytes]:
+    """Scale and levels 0..2*half-1, the extreme weight at -half: Q4_0 (8) and Q5_0 (16)."""
+    lanes = as_lanes(words)
+    found = extremes(lanes)
+    (up, down), peak = magnitudes(found), found[1]
+    np.copyto(peak, found[0], where=up > down)
+    tie = np.flatnonzero(up == down)
+    if tie.size:
+        some = words.take(tie, axis=0)
+        peak[tie] = some[np.arange(tie.size), magnitudes(some).argmax(axis=1)]  # the first of equals
+    d = (numbers(peak, stored, "peak") + f32(0)) / f32(-half)  # -0 becomes +0, which C's search starts from
     inverse = reciprocal(d)
-    np.multiply(lanes, per_lane(inverse), out=lanes)
-    lanes += f32(half + 0.5)
-    levels = as_codes(settle(lanes, inverse))
-    return d, np.minimum(levels, np.full(levels.shape[1], 2 * half - 1, np.uint8), out=levels)  # a scalar is slow
+    t = numbers(lanes, stored, "numbers")
+    t *= per_lane(inverse)
+    t += f32(half + 0.5)
+    levels = as_codes(settle(t, inverse))
+    most = scratch("most", (len(words),)).view(np.uint8)  # a row of it: a scalar is slow
+    most.fill(2 * half - 1)
+    return d, np.minimum(levels, most, out=levels)
 
 
-def encode_range(x: Floats, w: Floats | None, top: int) -> tuple[Floats, Floats, Bytes]:
-    """Scale, minimum and levels 0..top, which span the block without `w`: Q4_1 (15) and Q5_1 (31)."""
-    if w is not None:
-        fit = AffineFit(as_groups(x, SIZE), as_groups(w, SIZE, "weights"), top, *FINE)
-        return fit.scale, -fit.minimum, levels_of(fit, len(x))
-    lanes = as_lanes(x)
-    high, low = extremes(lanes)
-    signed = np.flatnonzero(low == 0)  # of +0 and -0 the C code keeps the first
-    low[signed] = x[signed, (x[signed] == 0).argmax(axis=1)]
+def span(words: Words, stored: Kind, top: int) -> tuple[Floats, Floats, Bytes]:
+    """Scale, minimum and levels 0..top, which span the block: Q4_1 (15) and Q5_1 (31)."""
+    lanes = as_lanes(words)
+    high, low = numbers(extremes(lanes), stored, "extremes of blocks")
+    alike = np.flatnonzero((high <= 0) | (low >= 0))  # of one sign, or zero: few
+    if alike.size:
+        x = numbers(words.take(alike, axis=0), stored, "alike")
+        high[alike] = x.max(axis=1)
+        low[alike] = least(x)
     d = (high - low) / f32(top) + f32(0)
     inverse = reciprocal(d)
-    np.subtract(lanes, per_lane(low), out=lanes)
-    np.multiply(lanes, per_lane(inverse), out=lanes)
-    lanes += f32(0.5)
-    return d, low, as_codes(settle(lanes, inverse))  # never above `top`: rounding adds far less than a half
+    t = numbers(lanes, stored, "numbers")
+    t -= per_lane(low)
+    t *= per_lane(inverse)
+    t += f32(0.5)
+    return d, low, as_codes(settle(t, inverse))  # never above `top`: rounding adds far less than a half
+
+
+def least(x: Floats) -> Floats:
+    """The smallest weight of each block, shape (n, 32) -> (n,); of +0 and -0 the first, which the C code keeps."""
+    low: Floats = x.min(axis=1)
+    zero = np.flatnonzero(low == 0)
+    low[zero] = x[zero, (x[zero] == 0).argmax(axis=1)]
+    return low
 
 
 def pack_nibbles(levels: Bytes) -> Bytes:
@@ -105,7 +133,33 @@ def unpack_fifth_bit(words: NDArray[np.uint32]) -> Bytes:
     return np.unpackbits(octets, axis=1, bitorder="little") << u8(4)
 
 
-class Nibbles(GroupedBlock, abstract=True):
+class Legacy(GroupedBlock, abstract=True):
+    """What all types here share: without importance a block is encoded from words, whichever float they are.
+
+    Its scale is then a multiple of its extremes, so a NaN or an infinity among the weights shows there.
+    """
+
+    shows_nan = True
+
+    @classmethod
+    def encode_blocks(cls, x: Floats, w: Floats | None, out: Blocks) -> None:
+        if w is None:
+            cls.encode_words(x.view(u4), F32, out)
+        else:
+            cls.search(x, w, out)
+
+    @classmethod
+    def search(cls, x: Floats, w: Floats, out: Blocks) -> None:
+        """Fill `out` from weights with importance."""
+        raise NotImplementedError
+
+    @staticmethod
+    def put_lanes(codes: Bytes, out: Blocks) -> None:
+        """Fill in the levels from codes of shape (8, 4 * n), which are used up."""
+        raise NotImplementedError
+
+
+class Nibbles(Legacy, abstract=True):
     """What the 4-bit types share: how levels are stored."""
 
     @staticmethod
@@ -118,11 +172,10 @@ class Nibbles(GroupedBlock, abstract=True):
 
     @staticmethod
     def put_lanes(codes: Bytes, out: Blocks) -> None:
-        """Fill in the levels from codes of shape (8, 4 * n)."""
         put_lanes(halves(codes), out["qs"])
 
 
-class FiveBits(GroupedBlock, abstract=True):
+class FiveBits(Legacy, abstract=True):
     """What the 5-bit types share: how levels are stored."""
 
     @staticmethod
@@ -135,80 +188,89 @@ class FiveBits(GroupedBlock, abstract=True):
 
     @staticmethod
     def put_lanes(codes: Bytes, out: Blocks) -> None:
-        """Fill in the levels from codes of shape (8, 4 * n)."""
         put_lanes(halves(codes & u8(15)), out["qs"])
         out["qh"] = fifth_bits(codes)
 
 
-class Q4_0(Nibbles, type=T.Q4_0, size=SIZE, tile=TILE, importance="row", levels=(-8, 7), d=f2, qs=(u1, 16)):
-    """4-bit levels around zero: 4.5 bpw."""
+class Symmetric(Legacy, abstract=True):
+    """Levels around zero: Q4_0 and Q5_0."""
 
-    @staticmethod
-    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"], codes = encode_symmetric(x, w, 8)
-        Q4_0.put_lanes(codes, out)
+    @classmethod
+    def encode_words(cls, words: Words, stored: Kind, out: Blocks) -> None:
+        d, codes = symmetric(words, stored, -cls.low)
+        F16.from_float(d, out["d"])
+        cls.put_lanes(codes, out)
+
+    @classmethod
+    def search(cls, x: Floats, w: Floats, out: Blocks) -> None:
+        fit = SymmetricFit(as_groups(x, SIZE), -cls.low, as_groups(w, SIZE, "weights"))
+        out["d"] = fit.scale
+        cls.put_lanes(levels_of(fit, len(x)), out)
+
+
+class Spanning(Legacy, abstract=True):
+    """Levels above a minimum: Q4_1 and Q5_1."""
+
+    @classmethod
+    def encode_words(cls, words: Words, stored: Kind, out: Blocks) -> None:
+        d, m, codes = span(words, stored, cls.high)
+        F16.from_float(d, out["d"])
+        F16.from_float(m, out["m"])
+        cls.put_lanes(codes, out)
+
+    @classmethod
+    def search(cls, x: Floats, w: Floats, out: Blocks) -> None:
+        fit = AffineFit(as_groups(x, SIZE), as_groups(w, SIZE, "weights"), cls.high, *FINE)
+        out["d"], out["m"] = fit.scale, -fit.minimum
+        cls.put_lanes(levels_of(fit, len(x)), out)
+
+    @classmethod
+    def scales(cls, b: Blocks) -> tuple[Floats, Floats]:
+        """One and minus one: blocks store what is to be added, not what is to be subtracted."""
+        one = np.ones((len(b), 1), np.float32)
+        return one, -one
+
+
+class Q4_0(Symmetric, Nibbles, type=T.Q4_0, size=SIZE, tile=TILE, importance="row", levels=(-8, 7), d=f2, qs=(u1, 16)):
+    """4-bit levels around zero: 4.5 bpw."""
 
 
 class Q4_1(
-    Nibbles, type=T.Q4_1, size=SIZE, tile=TILE, importance="row", levels=(0, 15), offset="m",
+    Spanning, Nibbles, type=T.Q4_1, size=SIZE, tile=TILE, importance="row", levels=(0, 15), offset="m",
     d=f2, m=f2, qs=(u1, 16),
 ):  # fmt: skip
     """4-bit levels above a minimum: 5 bpw."""
 
-    @staticmethod
-    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"], out["m"], codes = encode_range(x, w, 15)
-        Q4_1.put_lanes(codes, out)
 
-    @classmethod
-    def scales(cls, b: Blocks) -> tuple[Floats, Floats]:
-        return plus_and_minus_one(len(b))
-
-
-class Q5_0(FiveBits, type=T.Q5_0, size=SIZE, tile=TILE, importance="row", levels=(-16, 15), d=f2, qh=u4, qs=(u1, 16)):
+class Q5_0(
+    Symmetric, FiveBits, type=T.Q5_0, size=SIZE, tile=TILE, importance="row", levels=(-16, 15),
+    d=f2, qh=u4, qs=(u1, 16),
+):  # fmt: skip
     """5-bit levels around zero: 5.5 bpw."""
-
-    @staticmethod
-    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"], codes = encode_symmetric(x, w, 16)
-        Q5_0.put_lanes(codes, out)
 
 
 class Q5_1(
-    FiveBits, type=T.Q5_1, size=SIZE, tile=TILE, importance="row", levels=(0, 31), offset="m",
+    Spanning, FiveBits, type=T.Q5_1, size=SIZE, tile=TILE, importance="row", levels=(0, 31), offset="m",
     d=f2, m=f2, qh=u4, qs=(u1, 16),
 ):  # fmt: skip
     """5-bit levels above a minimum: 6 bpw."""
 
-    @staticmethod
-    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        out["d"], out["m"], codes = encode_range(x, w, 31)
-        Q5_1.put_lanes(codes, out)
 
-    @classmethod
-    def scales(cls, b: Blocks) -> tuple[Floats, Floats]:
-        return plus_and_minus_one(len(b))
-
-
-def plus_and_minus_one(n: int) -> tuple[Floats, Floats]:
-    """The scales of blocks that store what is to be added, not what is to be subtracted: shape (n, 1) each."""
-    one = np.ones((n, 1), np.float32)
-    return one, -one
-
-
-class Q8_0(GroupedBlock, type=T.Q8_0, size=SIZE, tile=TILE, levels=(-127, 127), zero=0, d=f2, qs=(i1, 32)):
+class Q8_0(Legacy, type=T.Q8_0, size=SIZE, tile=TILE, levels=(-127, 127), zero=0, d=f2, qs=(i1, 32)):
     """8-bit levels around zero: 8.5 bpw."""
 
-    @staticmethod
-    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        lanes = as_lanes(x)
-        top, bottom = extremes(lanes)
-        peak: Floats = np.maximum(top, -bottom)
-        d = peak / f32(127) + f32(0)  # -0 becomes +0
+    @classmethod
+    def encode_words(cls, words: Words, stored: Kind, out: Blocks) -> None:
+        lanes = as_lanes(words)
+        sizes = magnitudes(lanes, out=working_words("sizes", lanes.shape, lanes))
+        d = numbers(largest(sizes), stored, "peak") / f32(127)
         inverse = reciprocal(d)
-        np.multiply(lanes, per_lane(inverse), out=lanes)
-        out["d"] = d
-        put_lanes(as_codes(half_away(settle(lanes, inverse)), np.int8), out["qs"])
+        t = numbers(sizes, stored, "numbers")
+        t *= per_lane(inverse)
+        settle(t, inverse)
+        t += BELOW_HALF
+        F16.from_float(d, out["d"])
+        put_lanes(with_signs(as_codes(t, np.int8), lanes), out["qs"])
 
     @staticmethod
     def codes(b: Blocks) -> Bytes:
@@ -220,17 +282,9 @@ class Q8_0(GroupedBlock, type=T.Q8_0, size=SIZE, tile=TILE, levels=(-127, 127), 
         out["qs"] = codes.view(np.int8)
 
 
-def half_away(t: Floats) -> Floats:
-    """What C's `roundf` truncates to the same integer, for |t| <= 127; in place.
-
-    Adding 0.5 would round the float just below 0.5 up to 1; adding that float rounds every half up, and nothing else.
-    """
-    nearly = np.bitwise_and(t.view(np.int32), SIGN, out=scratch("nearly", t.shape).view(np.int32))
-    nearly |= BELOW_HALF
-    t += nearly.view(np.float32)
-    return t
-
-
 def round_half_away(t: Floats) -> NDArray[np.int8]:
     """C's `(int8_t) roundf(t)` for |t| <= 127, which uses `t` up."""
-    return half_away(t).astype(np.int8)
+    nearly = np.bitwise_and(t.view(np.int32), SIGN, out=scratch("nearly", t.shape).view(np.int32))
+    nearly |= BELOW_HALF.view(np.int32)
+    t += nearly.view(np.float32)
+    return t.astype(np.int8)

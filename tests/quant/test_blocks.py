@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 from pathlib import Path
@@ -96,6 +97,32 @@ def test_decode_equals_ggml_on_any_bytes(type: T) -> None:
 def test_layout_is_the_c_struct(type: T) -> None:
     kind = block_type(type)
     assert (kind.size, kind.layout.itemsize) == GGML_QUANT_SIZES[type]
+
+
+PLAIN = [T.F32, T.F16, T.BF16]
+
+
+@pytest.mark.parametrize("stored", PLAIN, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("type", [T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.MXFP4], ids=lambda kind: kind.name)
+def test_rows_are_encoded_alike_however_they_are_stored(type: T, stored: T) -> None:
+    for kind in KINDS:
+        data = encode(rows(kind), stored)
+        if block_type(stored).is_finite(data):
+            found = block_type(type).encode_stored(data, block_type(stored))
+            assert (found == encode(decode(data, stored), type)).all(), kind
+
+
+@pytest.mark.parametrize("stored", PLAIN, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("type", [kind for kind in TYPES if REGISTRY[kind].shows_nan], ids=lambda kind: kind.name)
+def test_blocks_show_what_is_no_number(type: T, stored: T) -> None:
+    sign = {T.F32: 1 << 31}.get(stored, 1 << 15)
+    infinity = int(encode(np.array([[np.inf]], np.float32), stored).view(f"<u{2 if sign < 1 << 31 else 4}")[0, 0])
+    for word in (infinity, infinity + 1, infinity | infinity >> 1, sign - 1):
+        for bits, x in itertools.product((word, word | sign), (rows("gaussian", 1), rows("zero", 1))):
+            data = encode(x, stored)
+            data.view(f"<u{2 if sign < 1 << 31 else 4}")[0, 77] = bits
+            assert not block_type(stored).is_finite(data)
+            assert not block_type(type).is_finite(block_type(type).encode_stored(data, block_type(stored))), hex(bits)
 
 
 def golden_row(field: str, type: T) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_the_second_run_encodes_nothing(
     whole, without = run(plan, tmp_path / "whole", None)
     first, written = run(plan, tmp_path / "first", cache, workers)
     assert (written.encoded, written.cached) == (without.encoded, without.cached) == (16, 0)
-    monkeypatch.setattr(slabs, "encode", None)
+    monkeypatch.setattr(slabs, "encoded", None)
     second, written = run(plan, tmp_path / "second", cache, workers)
     assert (written.encoded, written.cached) == (0, 16)
     assert first == second == whole

@@ -28,7 +28,7 @@ from gguforge.quant.writer import write
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX calls")
 CALLS = (
     "open", "truncate", "posix_fallocate", "copy_file_range", "lseek", "read", "write", "fstat", "fsync", "replace",
-    "posix_fadvise",
+    "posix_fadvise", "preadv",
 )  # fmt: skip
 OLD = b"the old file"
 
@@ -203,6 +203,7 @@ FALLBACKS: dict[str, dict[str, Any]] = {
     "copy that copies nothing": {"copy_file_range": lambda *_: 0},
     "no posix_fallocate": {"posix_fallocate": None},
     "a filesystem without it": {"posix_fallocate": refuses(errno.EOPNOTSUPP)},
+    "no preadv": {"preadv": None},
     "no posix_fadvise": {"posix_fadvise": None},
     "advice refused": {"posix_fadvise": refuses(errno.EINVAL)},
     "writes of few bytes": {"write": lambda descriptor, data: real_write(descriptor, data[:7])},
@@ -287,15 +288,15 @@ def test_a_run_that_opens_the_part_while_another_finishes_makes_its_own(
 ) -> None:
     """The lock comes free in the very moment in which the part file gets its final name."""
     target = tmp_path / "m.gguf"
-    real = files._lock
+    real = files.lock
 
     def finish_then_lock(descriptor: int) -> None:
-        monkeypatch.setattr(files, "_lock", real)
+        monkeypatch.setattr(files, "lock", real)
         os.replace(tmp_path / "m.gguf.part", target)  # what the other run does with it
         real(descriptor)
 
     (tmp_path / "m.gguf.part").write_bytes(b"whole")
-    monkeypatch.setattr(files, "_lock", finish_then_lock)
+    monkeypatch.setattr(files, "lock", finish_then_lock)
     with contextlib.suppress(ZeroDivisionError), replacing(target, 4, overwrite=True):
         assert target.read_bytes() == b"whole"
         raise ZeroDivisionError
