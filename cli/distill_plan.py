@@ -14,6 +14,7 @@ from gguforge.cli.common import gathered, in_words, quiet_option, table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gguforge.distill.planning.proposal import Material
     from gguforge.distill.planning.search import Candidate, Limits, Planner, Say
     from gguforge.distill.planning.shapes import Shape
     from gguforge.runtime.pace import Pace
@@ -93,11 +94,13 @@ machine_options = gathered(
 @click.option("--tokenizer", type=click.Path(), help="Folder with the tokenizer's files, for a GGUF teacher's student.")
 @click.option("--measure", is_flag=True, help="Only measure this machine's speed, for --speed-of elsewhere.")
 @click.option("-o", "--output", type=click.Path(), help="The recipe to write; with --measure the measurement.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the students as JSON.")
 @quiet_option
 def command(
     machine: Machine, teacher: str | None, budget: str | None, start: str | None, text: tuple[str, ...],
-    held_out: tuple[str, ...], tokenizer: str | None, measure: bool, output: str | None, as_json: bool, quiet: bool,
+    held_out: tuple[str, ...], tokenizer: str | None, measure: bool, output: str | None, overwrite: bool,
+    as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Propose the most capable student that a machine can run, and a recipe for it.
 
@@ -113,42 +116,45 @@ def command(
     """
     from gguforge.distill.planning.cost import Budget, read_budget
     from gguforge.distill.planning.family import family_of
+    from gguforge.distill.planning.proposal import Material
     from gguforge.distill.planning.search import Planner
+    from gguforge.quant.files import check_target
 
     if measure and output is None:
         raise click.UsageError("--measure needs -o for its result.")
     if output is not None and not measure and not text:
         raise click.UsageError("A recipe needs a text to train on: -f.")
+    if output is not None:
+        check_target(Path(output), overwrite)
 
     def say(line: str) -> None:
         if not quiet:
             click.echo(line, err=True)
 
     family = family_of(None if teacher is None else Path(teacher))
-    limits, amount = machine.limits(), Budget() if measure else read_budget(budget)
-    planner = Planner(family, limits, amount)
+    planner = Planner(family, machine.limits(), Budget() if measure else read_budget(budget))
     if measure:
         assert output is not None
-        _measure(planner, machine, Path(output), say)
+        _measure(planner, machine, Path(output), overwrite, say)
         return
-    students = _students(planner, machine, start, say)
-    planner.budget = amount.with_speed()
-    if as_json:
-        click.echo(json.dumps({"limits": asdict(limits), "students": [_facts(planner, one) for one in students]}))
-    else:
-        click.echo(_table(planner, students))
+    material = Material([*map(Path, text)], [*map(Path, held_out)], None if tokenizer is None else Path(tokenizer))
     if output is not None:
-        made = _write(planner, students[0], Path(output), text, held_out, tokenizer)
+        material.check(family)
+    students = _students(planner, machine, start, say)
+    planner.budget = planner.budget.with_speed()
+    click.echo(_json(planner, students) if as_json else _table(planner, students))
+    if output is not None:
+        made = _write(planner, students[0], Path(output), material, overwrite)
         say(f"wrote {' and '.join(map(str, made))}; follow it with: gguforge distill run {output} -o student/")
 
 
-def _measure(planner: Planner, machine: Machine, output: Path, say: Say) -> None:
+def _measure(planner: Planner, machine: Machine, output: Path, overwrite: bool, say: Say) -> None:
     """Keep this machine's speed in a file."""
     from gguforge.distill.planning.search import pace_here
     from gguforge.distill.planning.shapes import new_shapes
 
     pace = pace_here(planner, list(new_shapes(planner.family.shape)), machine.cores, say)
-    pace.save(output)
+    pace.save(output, overwrite)
     constant, slope = pace.line
     say(f"{1 / slope / 1e9:.1f} GB/s, {constant * 1000:.2f} ms a token beside that: wrote {output}")
 
@@ -193,8 +199,13 @@ def _pace(planner: Planner, machine: Machine, shapes: Sequence[Shape], say: Say)
     return pace
 
 
+def _json(planner: Planner, students: Sequence[Candidate]) -> str:
+    """What `--json` prints."""
+    return json.dumps({"limits": asdict(planner.limits), "students": [_facts(planner, one) for one in students]})
+
+
 def _facts(planner: Planner, one: Candidate) -> dict[str, Any]:
-    """What `--json` prints of a student."""
+    """... of one student."""
     from gguforge.distill.planning.cost import cost
 
     return {
@@ -239,18 +250,10 @@ def _duration(hours: float | None) -> str:
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def _write(
-    planner: Planner,
-    best: Candidate,
-    output: Path,
-    text: tuple[str, ...],
-    held_out: tuple[str, ...],
-    tokenizer: str | None,
-) -> list[Path]:
+def _write(planner: Planner, best: Candidate, output: Path, material: Material, overwrite: bool) -> list[Path]:
     """Write the recipe of a student."""
     from gguforge.distill.planning.cost import cost
-    from gguforge.distill.planning.proposal import Material, write_proposal
+    from gguforge.distill.planning.proposal import write_proposal
 
-    material = Material([*map(Path, text)], [*map(Path, held_out)], None if tokenizer is None else Path(tokenizer))
     needs = cost(best.shape, planner.family, planner.budget)
-    return write_proposal(output, best, needs, planner.family, planner.limits, material)
+    return write_proposal(output, best, needs, planner.family, planner.limits, material, overwrite)

@@ -88,10 +88,14 @@ class Pace:
         points = (Point(one.bytes, one.seconds * factor) for one in self.points)
         return Pace(self.preset, self.threads, (*points, point))
 
-    def save(self, path: Path) -> None:
-        """Write it to a file that `load` reads."""
+    def save(self, path: Path, overwrite: bool = False) -> None:
+        """Write it to a file that `load` reads.
+
+        Raises:
+            OutputError: the file exists, or cannot be written.
+        """
         data = (json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n").encode()
-        with replacing(path, len(data), overwrite=True) as part:
+        with replacing(path, len(data), overwrite) as part:
             part.write_bytes(data)
 
     @classmethod

@@ -13,7 +13,7 @@ from gguforge.distill.planning.family import Family
 from gguforge.distill.planning.search import Candidate, Limits
 from gguforge.distill.planning.shapes import BILLION
 from gguforge.quant.errors import InputError
-from gguforge.quant.files import replacing
+from gguforge.quant.files import check_target, replacing
 
 RATE_OF_CUT = 1e-4
 RATES = ((10**8, 1e-3), (BILLION, 6e-4), (1 << 62, 3e-4))
@@ -33,33 +33,45 @@ class Material:
     held_out: Sequence[Path] = ()
     tokenizer: Path | None = None
 
+    def check(self, family: Family) -> None:
+        """Whether a recipe can be made of it.
+
+        Raises:
+            InputError: there is no teacher, or its tokenizer is not at hand.
+        """
+        if family.teacher is None:
+            raise InputError("a recipe needs a teacher", remedy="Give --teacher.")
+        if not family.can_be_cut and self.tokenizer is None:
+            raise InputError(
+                "the student's tokenizer is missing", path=family.teacher,
+                remedy="Give the folder with its files: --tokenizer.",
+            )  # fmt: skip
+
 
 def write_proposal(
-    path: Path, best: Candidate, cost: Cost, family: Family, limits: Limits, material: Material
+    path: Path, best: Candidate, cost: Cost, family: Family, limits: Limits, material: Material, overwrite: bool = False
 ) -> list[Path]:
     """Write the recipe, and beside it `<name>.config.json` for a student that is new.
+
+    Args:
+        material: checked.
+        overwrite: replace files that exist.
 
     Returns:
         The files.
 
     Raises:
-        InputError: there is no teacher, or its tokenizer is not at hand.
-        OutputError: a file exists that is in the way, or cannot be written.
+        OutputError: a file is in the way, or cannot be written.
     """
-    if family.teacher is None:
-        raise InputError("a recipe needs a teacher", remedy="Give --teacher.")
-    if not family.can_be_cut and material.tokenizer is None:
-        raise InputError(
-            "the student's tokenizer is missing", path=family.teacher,
-            remedy="Give the folder with its files: --tokenizer.",
-        )  # fmt: skip
     config = None if best.shape.cut else path.with_suffix(".config.json")
     texts = {path: recipe_text(path, best, cost, family, limits, material, config)}
     if config is not None:
         texts[config] = json.dumps(family.config_of(best.shape), indent=2) + "\n"
+    for file in texts:
+        check_target(file, overwrite)
     for file, text in texts.items():
         data = text.encode()
-        with replacing(file, len(data), overwrite=True) as part:
+        with replacing(file, len(data), overwrite) as part:
             part.write_bytes(data)
     return list(texts)
 

@@ -192,6 +192,7 @@ def samples(planner: Planner, shapes: Sequence[Shape]) -> Iterator[Plan]:
 
 def pace_here(planner: Planner, shapes: Sequence[Shape], threads: int, say: Say) -> Pace:
     """Measure this machine's speed with the planner's preset; errors as `measured`."""
+    check_any(shapes, planner.family)
     points = []
     for plan in samples(planner, shapes):
         say(f"measuring a model of {plan.data_bytes / 1e6:.0f} MB")
@@ -214,6 +215,7 @@ def propose(planner: Planner, shapes: Sequence[Shape], pace: Pace | None, here: 
         InputError: nothing fits; the message names the nearest that would.
         EngineError, OutputError: see `measured`.
     """
+    check_any(shapes, planner.family)
     limits = planner.limits
     for trial in range(TRIALS):
         found = planner.best(shapes, pace)[:SHOWN]
@@ -231,6 +233,16 @@ def propose(planner: Planner, shapes: Sequence[Shape], pace: Pace | None, here: 
             return found
         pace = pace.corrected(point)
     raise AssertionError("the last trial returns")
+
+
+def check_any(shapes: Sequence[Shape], family: Family) -> None:
+    """Whether there are students at all.
+
+    Raises:
+        InputError: the teacher is as small as the smallest of them.
+    """
+    if not shapes:
+        raise InputError("the teacher is too small for a smaller student of 256 channels", path=family.teacher)
 
 
 def nothing_fits(planner: Planner, shapes: Sequence[Shape], pace: Pace | None) -> InputError:

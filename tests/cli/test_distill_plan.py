@@ -33,6 +33,13 @@ def test_a_measurement_with_another_type_is_refused(folder: Path) -> None:
     refused(done, "the machine was measured with another type (expected Q4_K_M, found Q4_0). Measure it again with -t.")
 
 
+def test_a_teacher_too_small_for_students_is_refused(tmp_path: Path) -> None:
+    build(Case(like(SMALL_K, hidden_size=64, num_hidden_layers=1)), tmp_path).rename(tmp_path / "teacher")
+    for words in ([], ["--speed", 5], ["--from", "scratch"]):
+        done = run("distill", "plan", "--teacher", tmp_path / "teacher", "--memory", "1GB", "-q", *words)
+        refused(done, "the teacher is too small for a smaller student of 256 channels")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -210,6 +210,8 @@ def test_a_gguf_teacher_gives_a_recipe_that_collects(tmp_path: Path, monkeypatch
     assert recipe.losses.weights() == {"sampled_kl": 0.9, "cross_entropy": 0.1}
     config = json.loads((tmp_path / "r.config.json").read_text())
     assert (config["architectures"], config["head_dim"]) == (["Qwen3ForCausalLM"], 32)
+    again = planned(*words, "-o", tmp_path / "r.toml", "--tokenizer", whole)
+    assert "file exists" in str(again.exception)
     missing = planned(*words, "-o", tmp_path / "s.toml")
     assert isinstance(missing.exception, InputError)
     assert "--tokenizer" in str(missing.exception)
