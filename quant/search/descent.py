@@ -22,32 +22,85 @@ from gguforge.quant.search.base import (
 Indices = NDArray[np.intp]
 
 
-class Moves(NamedTuple):
-    """Weights that get another level, one of each of some groups: where, that level, both sums with it."""
+class Asked(NamedTuple):
+    """What weights of groups want: a level, both sums of their group with it, and whether the group gains by it."""
 
-    row: Indices
-    group: Indices
+    level: Floats
+    sum_lx: Floats
+    sum_l2: Floats
+    better: Mask
+
+
+class Descent:
+    """Coordinate descent on the levels of groups, x ~ scale * level.
+
+    Up to five sweeps go over the weights in order; each weight moves to the level that is best with the others held
+    still, if the group as a whole gains. Until one moves, the sums of a group stay what they are, so all its weights
+    are asked at once, and the first after the one that moved last moves next.
+
+    Attributes:
+        level: shape (group size, groups); the group size is a power of two, at most 64.
+        sum_lx, sum_l2: sums of w * level * x and of w * level^2, shape (groups,).
+    """
+
+    SWEEPS = 5
     level: Floats
     sum_lx: Floats
     sum_l2: Floats
 
+    def _asked(self, state: Floats, sum_lx: Floats, sum_l2: Floats) -> Asked:
+        """Ask all weights; the last rows of `state` are levels, those above what else is known of the weights."""
+        raise NotImplementedError
 
-class DescentFit:
+    def _descend(self, groups: Indices, state: Floats, start: NDArray[np.uint8]) -> None:
+        """Move weights, one of each group at a time; only the groups that moved can move again.
+
+        Args:
+            groups: those to look at.
+            state: what `_asked` wants to know of them, shape (several times the group size, len(groups)).
+            start: the weight that is asked first, shape (len(groups),).
+        """
+        size = len(self.level)
+        row, end_of_group = np.arange(size, dtype=np.uint8)[:, None], np.uint8(size - 1)
+        sweep = np.zeros(len(groups), np.uint8)
+        sum_lx, sum_l2 = self.sum_lx.take(groups), self.sum_l2.take(groups)
+        while len(groups):
+            asked = self._asked(state, sum_lx, sum_l2)
+            ahead = row - start
+            ahead &= end_of_group
+            ahead |= np.logical_not(asked.better, out=asked.better).view(np.uint8) * np.uint8(size)
+            end = ahead.min(axis=0)
+            going = end < size
+            end += start
+            sweep += end >= size
+            going &= sweep < self.SWEEPS
+            left = np.flatnonzero(going)
+            to = (end.take(left) & end_of_group).astype(np.intp)
+            at = to * len(groups) + left
+            groups, sweep, state = groups.take(left), sweep.take(left), state.take(left, axis=1)
+            level, sum_lx, sum_l2 = (array.take(at) for array in asked[:3])
+            state[-size:][to, np.arange(len(left))] = level
+            self._move(to, groups, level, sum_lx, sum_l2)
+            start = (to + 1).astype(np.uint8)
+
+    def _move(self, row: Indices, groups: Indices, level: Floats, sum_lx: Floats, sum_l2: Floats) -> None:
+        """Give one weight of each of some groups another level."""
+        self.level[row, groups] = level
+        self.sum_lx[groups], self.sum_l2[groups] = sum_lx, sum_l2
+
+
+class DescentFit(Descent):
     """Scale of each group by coordinate descent: x ~ scale * level, levels -nmax..nmax-1. Equals `make_q3_quants`.
 
-    Up to five sweeps go over the weights in order; each weight moves to the level that is best with the others held
-    still, if the group as a whole gains. Until one moves, the sums of a group stay what they are, so all its weights
-    are asked at once, and the first after the one that moved last moves next. Few do: four groups in five never change.
+    Few weights move: four groups in five never change.
 
     Args:
-        x: weights, shape (group size, groups); the group size is 16 or a smaller power of two.
+        x: weights, shape (group size, groups).
         nmax: half the number of levels.
 
     Attributes:
         scale: shape (groups,).
     """
-
-    SWEEPS = 5
 
     def __init__(self, x: Floats, nmax: int) -> None:
         self.nmax = nmax
@@ -59,13 +112,15 @@ class DescentFit:
         round_into(self.level, -nmax, nmax - 1, bool(np.isfinite(inverse).all()))
         lx, l2 = products(x, self.level)
         self.sum_lx, self.sum_l2 = add_up(lx), add_up(l2)
-        self._descend(x, self._first_moves(x, lx, l2))
+        row, groups = self._first_moves(x, lx, l2)
+        state = np.concatenate([x.take(groups, axis=1), self.level.take(groups, axis=1)])
+        self._descend(groups, state, (row + 1).astype(np.uint8))
         self.scale: Floats = np.where((self.sum_l2 > 0) & ~self.zero, self.sum_lx / self.sum_l2, f32(0))
 
-    def _first_moves(self, x: Floats, lx: Floats, l2: Floats) -> Moves:
-        """The first weight of each group with which the group gains; uses up the products `lx` and `l2`.
+    def _first_moves(self, x: Floats, lx: Floats, l2: Floats) -> tuple[Indices, Indices]:
+        """Move the first weight of each group with which the group gains; uses up the products `lx` and `l2`.
 
-        What can be told of all weights leaves few to look at closely.
+        What can be told of all weights at once leaves few to look at closely. Returns which moved, and their groups.
         """
         np.subtract(self.sum_lx, lx, out=lx)
         wanted = np.multiply(x, np.subtract(self.sum_l2, l2, out=l2), out=l2)
@@ -74,17 +129,19 @@ class DescentFit:
         np.not_equal(wanted, self.level, out=other)  # also what is beyond the levels, or NaN
         at = np.flatnonzero(other)
         row, group = np.divmod(at, x.shape[1])
-        sums = self.sum_lx.take(group), self.sum_l2.take(group)
-        level, sum_lx, sum_l2, better = self._asked(x.take(at), self.level.take(at), *sums)
-        gains = np.flatnonzero(better)
+        state = np.stack([x.take(at), self.level.take(at)])
+        asked = self._asked(state, self.sum_lx.take(group), self.sum_l2.take(group))
+        gains = np.flatnonzero(asked.better)
         first = np.full(x.shape[1], len(at))
         np.minimum.at(first, group[gains], gains)
         groups = np.flatnonzero(first < len(at))
         first = first[groups]
-        return Moves(row[first], groups, level[first], sum_lx[first], sum_l2[first])
+        row = row[first]
+        self._move(row, groups, *(array.reshape(-1).take(first) for array in asked[:3]))
+        return row, groups
 
-    def _asked(self, x: Floats, level: Floats, sum_lx: Floats, sum_l2: Floats) -> tuple[Floats, Floats, Floats, Mask]:
-        """The level that each weight wants, both sums of its group with that level, and whether the group gains."""
+    def _asked(self, state: Floats, sum_lx: Floats, sum_l2: Floats) -> Asked:
+        x, level = state.reshape(2, len(state) // 2, state.shape[1])
         w, wx, lx, l2, wanted = (scratch(name, x.shape) for name in ("w", "wx", "lx", "l2", "wanted"))
         np.multiply(np.square(x, out=w), x, out=wx)
         np.subtract(sum_lx, np.multiply(wx, level, out=lx), out=lx)
@@ -98,40 +155,7 @@ class DescentFit:
         better &= l2 > 0
         np.multiply(np.square(lx, out=w), sum_l2, out=w)
         better &= w > np.multiply(sum_lx * sum_lx, l2, out=wx)
-        return wanted, lx, l2, better
-
-    def _descend(self, x: Floats, moves: Moves) -> None:
-        """Make moves, one of each group at a time; only the groups that moved can move again."""
-        size = len(x)
-        row = np.arange(size, dtype=np.uint8)[:, None]
-        groups = moves.group
-        both = np.concatenate([x.take(groups, axis=1), self.level.take(groups, axis=1)])
-        sweep = np.zeros(len(groups), np.uint8)
-        while len(groups):
-            self._make(moves)
-            columns = np.arange(len(groups))
-            x, level = both[:size], both[size:]
-            level[moves.row, columns] = moves.level
-            wanted, lx, l2, better = self._asked(x, level, moves.sum_lx, moves.sum_l2)
-            start = (moves.row + 1).astype(np.uint8)
-            ahead = row - start
-            ahead &= np.uint8(size - 1)
-            ahead |= np.logical_not(better, out=better).view(np.uint8) * np.uint8(size)
-            end = ahead.min(axis=0)
-            going = end < size
-            end += start
-            sweep += end >= size
-            going &= sweep < self.SWEEPS
-            left = np.flatnonzero(going)
-            groups, sweep, both = groups.take(left), sweep.take(left), both.take(left, axis=1)
-            to = (end.take(left) & np.uint8(size - 1)).astype(np.intp)
-            at = to * len(columns) + left
-            moves = Moves(to, groups, wanted.take(at), lx.take(at), l2.take(at))
-
-    def _make(self, moves: Moves) -> None:
-        """Keep the levels and the sums that moves lead to."""
-        self.level[moves.row, moves.group] = moves.level
-        self.sum_lx[moves.group], self.sum_l2[moves.group] = moves.sum_lx, moves.sum_l2
+        return Asked(wanted, lx, l2, better)
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
         """The kept levels plus nmax for some groups, shape (group size, len(groups)); 0 for a zero group."""

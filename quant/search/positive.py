@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.quant.search.base import GROUP_MAX_EPS, Floats, Mask, add_up, f32, nearest_int
+from gguforge.quant.search.base import (
+    GROUP_MAX_EPS,
+    LIMIT,
+    Floats,
+    Mask,
+    add_up,
+    dot,
+    f32,
+    nearest_int,
+    round_into,
+    scratch,
+)
+from gguforge.quant.search.descent import Asked, Descent
 
 
 def as_byte(level: NDArray[np.int32]) -> Floats:
@@ -13,7 +25,7 @@ def as_byte(level: NDArray[np.int32]) -> Floats:
     return (level & 255).astype(np.float32)
 
 
-class PositiveFit:
+class PositiveFit(Descent):
     """Scale of each group: x ~ scale * level, levels 0..nmax. Equals `make_qp_quants`.
 
     The scale that puts the largest value at nmax, and eight near it, round the values; from the one of least weighted
@@ -30,8 +42,6 @@ class PositiveFit:
         level: shape (group size, groups), float32, 0..255.
     """
 
-    SWEEPS = 5
-
     def __init__(self, x: Floats, w: Floats, nmax: int) -> None:
         self.nmax = nmax
         top = np.maximum(x.max(axis=0), f32(0))
@@ -47,44 +57,30 @@ class PositiveFit:
             error[won], inverse[won] = this[won], candidate[won]
         codes = np.minimum(nearest_int(inverse * x), nmax)
         level = codes.astype(np.float32)
-        wx = w * x
-        sum_lx = add_up(wx * level)
-        sum_l2 = add_up(w * level * level)
+        self.sum_lx, self.sum_l2 = dot(w * x, level), dot(w, level, level)
         self.level: Floats = as_byte(codes)
-        self._descend(x, w, wx, sum_lx, sum_l2)
-        self.scale: Floats = np.where((sum_l2 > 0) & ~zero, sum_lx / sum_l2, f32(0))
+        self._descend(np.arange(x.shape[1]), np.concatenate([x, w, self.level]), np.zeros(x.shape[1], np.uint8))
+        self.scale: Floats = np.where((self.sum_l2 > 0) & ~zero, self.sum_lx / self.sum_l2, f32(0))
         self.level[:, zero] = 0
 
     @staticmethod
     def _error(x: Floats, w: Floats, scale: Floats, level: Floats) -> Floats:
-        t = x - scale * level
+        t = scale * level
+        np.subtract(x, t, out=t)
         return add_up(w * t * t)
 
-    def _descend(self, x: Floats, w: Floats, wx: Floats, sum_lx: Floats, sum_l2: Floats) -> None:
-        """Sweeps over the values of all groups that still move; updates `level` and both sums in place."""
-        moving = np.arange(x.shape[1])
-        for _ in range(self.SWEEPS):
-            state = self.level[:, moving], sum_lx[moving], sum_l2[moving]
-            changed = self._sweep(x[:, moving], w[:, moving], wx[:, moving], *state)
-            self.level[:, moving], sum_lx[moving], sum_l2[moving] = state
-            moving = moving[changed]
-            if not len(moving):
-                break
-
-    def _sweep(self, x: Floats, w: Floats, wx: Floats, level: Floats, sum_lx: Floats, sum_l2: Floats) -> Mask:
-        """One pass over the values; updates the last three in place and tells which groups changed."""
-        changed = np.zeros(x.shape[1], np.bool_)
-        for i in range(len(x)):
-            lx = sum_lx - wx[i] * level[i]
-            l2 = sum_l2 - w[i] * level[i] * level[i]
-            code = np.minimum(nearest_int(x[i] * l2 / lx), self.nmax)
-            new = code.astype(np.float32)
-            candidate = (lx > 0) & (l2 > 0) & (new != level[i])
-            lx += wx[i] * new
-            l2 += w[i] * new * new
-            better = np.flatnonzero(candidate & (lx * lx * sum_l2 > sum_lx * sum_lx * l2))
-            if len(better):
-                level[i, better] = as_byte(code[better])
-                sum_lx[better], sum_l2[better] = lx[better], l2[better]
-                changed[better] = True
-        return changed
+    def _asked(self, state: Floats, sum_lx: Floats, sum_l2: Floats) -> Asked:
+        x, w, level = state.reshape(3, len(state) // 3, state.shape[1])
+        wx, lx, l2, wanted, t = (scratch("positive " + name, x.shape) for name in ("wx", "lx", "l2", "wanted", "t"))
+        np.subtract(sum_lx, np.multiply(np.multiply(w, x, out=wx), level, out=lx), out=lx)
+        np.subtract(sum_l2, np.multiply(np.multiply(w, level, out=l2), level, out=l2), out=l2)
+        better = lx > 0
+        better &= l2 > 0
+        np.divide(np.multiply(x, l2, out=wanted), lx, out=wanted)
+        round_into(wanted, -LIMIT, self.nmax, False)
+        better &= wanted != level
+        lx += np.multiply(wx, wanted, out=wx)
+        l2 += np.multiply(np.multiply(w, wanted, out=t), wanted, out=t)
+        np.multiply(np.square(lx, out=t), sum_l2, out=t)
+        better &= t > np.multiply(sum_lx * sum_lx, l2, out=wx)
+        return Asked(as_byte(wanted.astype(np.int32)), lx, l2, better)
