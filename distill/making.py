@@ -20,14 +20,16 @@ from gguforge.distill.stages import Facts
 from gguforge.distill.students import load
 from gguforge.quant.errors import InputError
 from gguforge.quant.imatrix import read_imatrix
+from gguforge.quant.lossless import lossless_plan
 from gguforge.quant.metadata import string
 from gguforge.quant.plan import Plan
-from gguforge.quant.quality import QUALITY_KEY, refine_plan
+from gguforge.quant.quality import QUALITY_KEY
 from gguforge.quant.quantize import Guide, plan_of_file, retype
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.writer import write
 
 MIB = 1 << 20
+TUNED = ("high", "best")  # levels of quality for which a text is read
 
 Bar = Callable[[str, int, int, str], None]
 """Shows how far something is: its name, what is done, the whole, a remark."""
@@ -152,26 +154,31 @@ def quantize_file(
     plan = retype(plan_of_file(read_gguf(reference)), preset, guide=_guide(guide))
     folder = output.with_name(output.name + ".tune")
     if part.quality != "exact":
-        plan = replace(plan, metadata={**plan.metadata, QUALITY_KEY: string(part.quality)})
-        plan = refine_plan(plan) if text is None else _tuned(plan, reference, text, part, folder, threads, bar)
+        plan = lossless_plan(replace(plan, metadata={**plan.metadata, QUALITY_KEY: string(part.quality)}))
+    if part.quality in TUNED:
+        plan = _tuned(plan, reference, text, part, folder, threads, bar)
     facts = _written(plan, output, threads, bar)
     shutil.rmtree(folder, ignore_errors=True)
     return facts
 
 
 def _tuned(
-    plan: Plan, reference: Path, text: Path, part: OutputPart, folder: Path, threads: int | None, bar: Bar
+    plan: Plan, reference: Path, text: Path | None, part: OutputPart, folder: Path, threads: int | None, bar: Bar
 ) -> Plan:
     from gguforge.runtime.tune import tune
-    from gguforge.runtime.tuning_text import tuning_chunks, tuning_metadata
+    from gguforge.runtime.tuning_text import random_chunks, tuning_chunks, tuning_metadata
 
-    chunks = tuning_chunks(reference, text, part.calibration_chunks)
-    plan = replace(plan, metadata={**plan.metadata, **tuning_metadata(text, len(chunks))})
+    if text is None:
+        chunks = random_chunks(reference)
+    else:
+        chunks = tuning_chunks(reference, text, part.calibration_chunks)
+        plan = replace(plan, metadata={**plan.metadata, **tuning_metadata(text, len(chunks))})
 
     def show(done: int, total: int) -> None:
         bar(f"tune {folder.stem}", done, total, "")
 
-    return tune(plan, chunks, folder, sequential=part.quality == "best", threads=threads, progress=show)
+    best = part.quality == "best"
+    return tune(plan, chunks, folder, sequential=best, guided=text is None, threads=threads, progress=show)
 
 
 def ship_blocks(

@@ -93,7 +93,7 @@ class OutputPart:
 
     name: str = "student"
     types: tuple[str, ...] | None = None
-    quality: Literal["exact", "high", "best"] = "exact"
+    quality: Literal["exact", "lossless", "high", "best"] = "exact"
     imatrix: bool = False
     calibration: Path | None = None
     calibration_chunks: int = 64

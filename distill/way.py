@@ -251,7 +251,7 @@ class Way:
                 self.threads, self.bar,
             )  # fmt: skip
             return self._stage(name, {"preset": preset, "blocks": True}, ("convert", "finish"), make, output)
-        guide, text = self.imatrix if part.imatrix else None, self._text() if part.quality != "exact" else None
+        guide, text = self.imatrix if part.imatrix else None, self._text() if part.quality in making.TUNED else None
         make = partial(
             making.quantize_file, self.reference, preset, output, part, guide, text, self.threads, self.bar
         )  # fmt: skip
@@ -310,5 +310,5 @@ def check_converts(recipe: Recipe, writes: bool) -> None:
             plan(folder, warn=lambda line: None)
     except CheckpointError as error:
         raise InputError(f"the student cannot become a GGUF file: {error}", remedy=remedy) from error
-    if not writes and (recipe.output.imatrix or recipe.output.quality != "exact"):
+    if not writes and (recipe.output.imatrix or recipe.output.quality in making.TUNED):
         raise InputError("output.imatrix and output.quality are for students that predict the next token")

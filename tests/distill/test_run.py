@@ -17,6 +17,7 @@ from stand_ins import bert
 from gguforge.cli.distill_run import plan_table, planned
 from gguforge.distill.recipe import read_recipe
 from gguforge.quant.errors import GGUForgeError, InputError, OutputError
+from gguforge.quant.quality import QUALITY_KEY
 from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.reader import read_gguf
 from gguforge.runtime.forward import Forward
@@ -251,7 +252,7 @@ def test_a_student_learns_from_answers(home: Path, tmp_path: Path) -> None:
     assert "gguforge turns" in (tmp_path / "out" / "chats.jsonl").read_text()
     assert set(report["files"][0]["evaluation"]["against"]) == {"F16"}
     file = read_gguf(tmp_path / "out" / "student-Q4_0.gguf")
-    assert file.metadata["quantize.quality"].value == "high"
+    assert file.metadata[QUALITY_KEY].value == "high"
     assert not list((tmp_path / "out").glob("*.tune"))
 
 
