@@ -74,17 +74,36 @@ def written(model: Any, prompts: list[Any], seed: int = 0, **settings: Any) -> l
     return [row.tolist() for row in found]
 
 
-def test_with_the_cache_and_padding_it_writes_what_whole_reading_says_is_most_likely() -> None:
-    one = model(3).eval()
+OTHERS = {
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "embd_pdrop": 0.0},
+    "mistral": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "sliding_window": 4},
+    "qwen3": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "head_dim": 16},
+}  # fmt: skip
+
+
+def of_family(name: str) -> Any:
+    if name == "llama":
+        return model(3).eval()
+    torch.manual_seed(3)
+    config = transformers.AutoConfig.for_model(
+        name, vocab_size=VOCABULARY, initializer_range=0.3, bos_token_id=1, eos_token_id=2, **OTHERS[name]
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", ["llama", *OTHERS])
+def test_with_the_cache_and_padding_it_writes_what_whole_reading_says_is_most_likely(name: str) -> None:
+    one = of_family(name)
     prompts = [[5, 9, 12, 7], [8], [30, 31, 3, 4, 5, 6, 7]]
-    for prompt, found in zip(
-        prompts, written(one, prompts, temperature=1e-4, voice=Voice(VOCABULARY, frozenset())), strict=True
-    ):
+    found = written(one, prompts, temperature=1e-4, voice=Voice(VOCABULARY, frozenset()))
+    for prompt, continued in zip(prompts, found, strict=True):
         text = list(prompt)
         with torch.no_grad():
             for _ in range(6):
                 text.append(int(one(input_ids=torch.tensor([text])).logits[0, -1].argmax()))
-        assert found == text[len(prompt) :]
+        assert continued == text[len(prompt) :]
 
 
 def test_writing_ends_with_an_end_token_and_draws_no_padding_of_the_vocabulary() -> None:
