@@ -79,7 +79,7 @@ def command(
         hint_at_grids(made, writing)
     else:
         made = on_grids(made, quality, writing)
-    plans = writing.divide(made, by_converter=True)
+    plans = writing.divide(writing.stamped(made), by_converter=True)
     writing.execute(plans, default_file_name(made, label), label, {"warnings": remarks})
 
 

@@ -28,6 +28,7 @@ QUANTILE_NAMES = {0.5: "median", 0.9: "90 %", 0.95: "95 %", 0.99: "99 %", 0.999:
 @click.option("-c", "--context", type=click.IntRange(4), default=512, show_default=True, help="Tokens of a chunk.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --save-base if it exists.")
+@click.option("--receipt", is_flag=True, help="Note the divergence in the receipt MODEL.json; wants -f and --against.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @quiet_option
 def command(
@@ -40,6 +41,7 @@ def command(
     context: int,
     threads: int | None,
     overwrite: bool,
+    receipt: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -51,9 +53,12 @@ def command(
       gguforge evaluate model-q4_k_m.gguf -f wiki.test.raw --against model-f16.gguf
       gguforge evaluate model-f16.gguf -f wiki.test.raw --save-base model-f16.kld
       gguforge evaluate model-q4_k_m.gguf --against model-f16.kld --json
+      gguforge evaluate model-q4_k_m.gguf -f wiki.test.raw --against model-f16.gguf --receipt
     """
     if text is None and against is None:
         raise click.UsageError("Give a text with -f.")
+    if receipt and (text is None or against is None):
+        raise click.UsageError("--receipt wants -f TEXT and --against.")
     from gguforge.runtime.evaluate import evaluate
     from gguforge.runtime.overlap import find_calibration
 
@@ -74,6 +79,12 @@ def command(
     warning = overlap_warning(found, text, calibration)
     if warning:
         click.echo(click.style("warning: ", fg="yellow", bold=True) + warning, err=True)
+    if receipt:
+        from gguforge.runtime.measured import measurement, note
+
+        assert text is not None
+        assert against is not None
+        note(measurement(found, text, against), model)
     click.echo(json.dumps(described(found, model, text, against)) if as_json else report(found))
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,6 +86,7 @@ def describe(file: GGUFFile) -> dict[str, Any]:
         "bits_per_weight": round(bits_per_weight(file), 4),
         "chat_template_sha256": template_hash(text) if text is not None else None,
         "receipt_digest": receipt.digest if (receipt := find_receipt(file)) is not None else None,
+        "measured": [asdict(measured) for measured in receipt.measured] if receipt is not None else [],
         "metadata": {
             key: {"type": value.kind.name, "value": plain(value.value)}
             | ({"item": value.item.name} if value.item is not None else {})
@@ -154,6 +156,7 @@ def summary(file: GGUFFile) -> str:
     receipt = find_receipt(file)
     if receipt is not None:
         head.append(f"receipt by {printable(receipt.tool)}, digest {printable(receipt.digest)}")
+        head += [f"receipt: {printable(measured.words())}" for measured in receipt.measured]
     parts = [
         "\n".join(head),
         "Metadata\n" + metadata_lines(file, full=False),

@@ -132,23 +132,32 @@ def quantize_to_preset(model: str, wishes: Wishes, tuning: Tuning, writing: Writ
     name = default_output(model, preset.name)
     file, plan = make_plan(model, preset, wishes)
     with tuning.improved(plan, model, writing.output or name, writing) as better:
+        better = writing.stamped(better)
         plans = divide_like(better, file) if wishes.keep_split else writing.divide(better)
-        writing.execute(plans, name, preset.name, {}, wishes.explain)
+        written = writing.execute(plans, name, preset.name, {}, wishes.explain)
+    tuning.prove(model, written, writing)
     if preset.name == "Q2_K_S" and wishes.imatrix is None and not writing.quiet:
         click.echo("Q2_K_S without an importance matrix loses much quality; llama-quantize refuses it.", err=True)
 
 
 def quantize_to_size(model: str, wishes: Wishes, sizing: Sizing, tuning: Tuning, writing: Writing) -> None:
     """Types by measured damage."""
+    from gguforge.runtime.measured import note
+
     name = default_output(model, sizing.label)
     output = writing.output or name
     if writing.dry_run:
         print_forecast(model, sizing, writing.as_json)
         return
     guide = read_guide(wishes.imatrix, wishes.include, wishes.exclude)
-    plan = sized_plan(model, output, sizing, guide, writing)
-    with tuning.improved(plan, model, output, writing) as better:
-        writing.execute(writing.divide(better), name, sizing.label, {}, wishes.explain)
+    best = sized_plan(model, output, sizing, guide, writing)
+    with tuning.improved(best.plan, model, output, writing) as better:
+        measured = best.measured if better is best.plan else None  # tuning changes what was measured
+        plans = writing.divide(writing.stamped(better, measured))
+        written = writing.execute(plans, name, sizing.label, {}, wishes.explain)
+    if measured is not None and written is not None and writing.receipt is not False:
+        note(measured, written)
+    tuning.prove(model, written, writing)
 
 
 def make_plan(model: str, preset: Preset, wishes: Wishes) -> tuple[GGUFFile, Plan]:

@@ -14,9 +14,8 @@ from gguforge.cli.common import gathered, in_words
 
 if TYPE_CHECKING:
     from gguforge.cli.writing import Writing
-    from gguforge.quant.plan import Plan
     from gguforge.quant.quantize import Guide
-    from gguforge.runtime.sizing import Measuring, Sized
+    from gguforge.runtime.sizing import Measuring, Rival, Sized
 
 
 @dataclass(frozen=True)
@@ -111,18 +110,35 @@ sizing_options = gathered(
 )
 
 
-def sized_plan(model: str, output: str, sizing: Sizing, guide: Guide | None, writing: Writing) -> Plan:
-    """The plan of the best file of that size, with a remark on what was measured."""
+TUNED_ROOM = 512  # bytes that the metadata of a tuned file may take beyond those of a stamped one
+
+
+def sized_plan(model: str, output: str, sizing: Sizing, guide: Guide | None, writing: Writing) -> Rival:
+    """The best file of that size, metadata included, as it was measured; with a remark on that."""
     from gguforge.quant.files import check_target
     from gguforge.runtime.sizing import fit_size
 
     check_target(Path(output), writing.overwrite)
     how = sizing.measuring(output, writing.workers)
     with stages_bar(writing.quiet) as tell:
-        found = fit_size(model, budget(model, sizing), how, guide=guide, progress=tell)
+        found = fit_size(model, budget(model, sizing) - room(model, sizing, writing), how, guide=guide, progress=tell)
     if not writing.quiet:
         click.echo(remark(found), err=True)
-    return found.best.plan
+    return found.best
+
+
+def room(model: str, sizing: Sizing, writing: Writing) -> int:
+    """Bytes that the facts of its making take in a file."""
+    from gguforge.quant.provenance import Measurement
+    from gguforge.quant.quantize import plan_of_file
+    from gguforge.quant.splits import read_model
+
+    assert sizing.size_text is not None
+    plan = plan_of_file(read_model(model))
+    hashed = "0" * 64
+    like = Measurement(0.0, 0.0, Path(sizing.size_text).name, hashed, 0, 0, 0, Path(model).name, hashed)
+    tuned: bool = click.get_current_context().params["quality"] != "exact"
+    return len(writing.stamped(plan, like).header) - len(plan.header) + plan.alignment + TUNED_ROOM * tuned
 
 
 def print_forecast(model: str, sizing: Sizing, as_json: bool) -> None:

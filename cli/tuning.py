@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import click
 
 from gguforge.cli.chunk_bar import chunk_bar
-from gguforge.cli.common import Command, gathered
+from gguforge.cli.common import Command, gathered, in_words
 
 if TYPE_CHECKING:
     from gguforge.cli.writing import Writing
     from gguforge.quant.plan import Plan
+    from gguforge.runtime.forward import Tokens
 
 LEVELS = ("exact", "lossless", "high", "best")
 TEXT_LEVELS = LEVELS[2:]
@@ -65,7 +66,11 @@ class Tuning:
             yield plan
             return
         plan = on_grids(plan, self.quality, writing)
-        if self.quality == "lossless" or writing.dry_run:
+        if self.quality == "lossless":
+            yield plan
+            return
+        if writing.dry_run:
+            click.echo(self._forecast(plan, self._chunks(model), writing.workers), err=writing.as_json)
             yield plan
             return
         folder = Path(f"{output}.tune")
@@ -75,13 +80,13 @@ class Tuning:
     def _tuned(self, plan: Plan, model: str, output: str, folder: Path, writing: Writing) -> Plan:
         from gguforge.quant.files import check_target
         from gguforge.runtime.tune import tune
-        from gguforge.runtime.tuning_text import random_chunks, tuning_chunks, tuning_metadata
+        from gguforge.runtime.tuning_text import tuning_metadata
 
         check_target(Path(output), writing.overwrite)
-        if self.text is None:
-            chunks = random_chunks(model)
-        else:
-            chunks = tuning_chunks(model, self.text, self.text_chunks)
+        chunks = self._chunks(model)
+        if not writing.quiet:
+            click.echo(self._forecast(plan, chunks, writing.workers), err=True)
+        if self.text is not None:
             plan = replace(plan, metadata={**plan.metadata, **tuning_metadata(self.text, len(chunks))})
         how = {"sequential": self.quality == "best", "guided": self.text is None}
         try:
@@ -91,6 +96,53 @@ class Tuning:
             if folder.exists():
                 click.echo(f"kept what was done in {folder}; the same command goes on from there", err=True)
             raise
+
+    def _chunks(self, model: str) -> Tokens:
+        """What is read for tuning."""
+        from gguforge.runtime.tuning_text import random_chunks, tuning_chunks
+
+        return random_chunks(model) if self.text is None else tuning_chunks(model, self.text, self.text_chunks)
+
+    def _forecast(self, plan: Plan, chunks: Tokens, threads: int | None) -> str:
+        """One line: what tuning will take, by a short probe."""
+        from gguforge.runtime.tuning_forecast import forecast_tuning
+
+        found = forecast_tuning(plan, chunks, sequential=self.quality == "best", threads=threads)
+        needs = f"{in_words(found.memory)} of memory and {in_words(found.disk)} of disk meanwhile"
+        return f"tuning on {len(chunks)} chunks takes about {duration(found.seconds)}, {needs}"
+
+    def prove(self, model: str, output: Path | None, writing: Writing) -> None:
+        """Measure a tuned file on chunks of the text that tuning has not read; say so, and note it in the receipt."""
+        if self.text is None or self.quality not in TEXT_LEVELS or output is None:
+            return
+        from gguforge.runtime.evaluate import evaluate
+        from gguforge.runtime.measured import measurement, note
+        from gguforge.runtime.tuning_text import proof_chunks
+
+        skip, chunks = proof_chunks(model, self.text)
+        if not chunks:
+            return
+        with chunk_bar("measure", writing.quiet) as bar:
+            found = evaluate(
+                output, self.text, against=model, chunks=chunks, skip=skip, threads=writing.workers,
+                progress=lambda done, total, _: bar(done, total),
+            )  # fmt: skip
+        measured = measurement(found, self.text, model, skip)
+        if writing.receipt is not False:
+            note(measured, output)
+        if not writing.quiet:
+            click.echo(f"{measured.words()}, which tuning has not read", err=True)
+
+
+def duration(seconds: float) -> str:
+    """A time for people.
+
+    >>> duration(45), duration(400), duration(9000)
+    ('45 s', '7 minutes', '2.5 hours')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def on_grids(plan: Plan, quality: str, writing: Writing) -> Plan:

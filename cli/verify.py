@@ -80,9 +80,9 @@ def _check_receipts(file: GGUFFile, optional: bool, result: dict[str, Any], quie
     """Compare every file of the model with its receipt."""
     from gguforge.quant.errors import InputError
     from gguforge.quant.receipt import read_receipt, receipt_path
-    from gguforge.quant.verification import check_hashes
+    from gguforge.quant.verification import check_facts, check_hashes
 
-    found, digests = [], []
+    found, digests, measured = [], [], list[str]()
     with progress_bar(file.size, "receipt", quiet) as progress:
         for part in file.splits or (file,):
             receipt = read_receipt(part.path)
@@ -92,10 +92,11 @@ def _check_receipts(file: GGUFFile, optional: bool, result: dict[str, Any], quie
                 raise InputError(
                     "no receipt", path=receipt_path(part.path), remedy="Compare with the --source instead."
                 )
-            found += check_hashes(part, receipt, progress or (lambda _: None))
+            found += check_hashes(part, receipt, progress or (lambda _: None)) + check_facts(part, receipt)
+            measured += [one.words() for one in receipt.measured]
             digests.append(receipt.digest)
     if digests:
-        result |= {"tensors": len(file.tensors), "digests": digests}
+        result |= {"tensors": len(file.tensors), "digests": digests, "measured": measured}
     return found
 
 
@@ -143,6 +144,7 @@ def _summary(result: dict[str, Any]) -> list[str]:
     lines = []
     if "digests" in result:
         lines.append(f"receipt: {result['tensors']} tensors agree, digest {', '.join(result['digests'])}")
+        lines += [f"receipt: {line}" for line in result["measured"]]
     if "source" in result:
         share = "every row" if result["all"] else f"{result['compared_slabs']} slabs, one of each"
         lines.append(f"source: {result['compared_tensors']} tensors agree ({share})")

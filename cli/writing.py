@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from gguforge.quant.errors import printable
 
 if TYPE_CHECKING:
     from gguforge.quant.plan import Plan
+    from gguforge.quant.provenance import Measurement
     from gguforge.quant.writer import Written
 
 
@@ -63,9 +64,20 @@ class Writing:
         size = None if self.split_size is None else parse_size(self.split_size)
         return divide(plan, Limits(size, self.split_tensors, by_converter))
 
+    def stamped(self, plan: Plan, measured: Measurement | None = None) -> Plan:
+        """The plan with the facts of its making in its metadata, unless its file is to be llama.cpp's byte for byte."""
+        from gguforge.quant.provenance import essentials
+        from gguforge.quant.receipt import sources_of, tool_name
+
+        told = settings(click.get_current_context())
+        if not told.keys() & NOT_LLAMA_CPP:
+            return plan
+        facts = essentials(tool_name(), told, sources_of(plan), measured)
+        return replace(plan, metadata={**plan.metadata, **facts})
+
     def execute(
         self, plans: Sequence[Plan], default_output: str, label: str, facts: Mapping[str, Any], explain: bool = False
-    ) -> None:
+    ) -> Path | None:
         """Write a model's files, or with `--dry-run` none, and print what was or would be done.
 
         Args:
@@ -74,6 +86,9 @@ class Writing:
             label: the type's name.
             facts: what the command itself adds to the JSON.
             explain: tell for each tensor the rule that chose its type.
+
+        Returns:
+            The file, of several the first; None for `--dry-run`.
         """
         from gguforge.quant.splits import named
 
@@ -102,6 +117,7 @@ class Writing:
             click.echo(json.dumps(result))
         elif not self.dry_run and not self.quiet:
             click.echo(f"{output.name}: {output.size_in_words}, {result['seconds']:.1f} s{cached}")
+        return None if self.dry_run else output.files[0][0]
 
     def _write(self, output: Output) -> list[Written]:
         from gguforge.quant.cache import Cache
@@ -146,12 +162,17 @@ class Writing:
             tqdm.write(printable(line), file=sys.stderr)
 
 
+NOT_LLAMA_CPP = frozenset({"quality", "rules", "target_size", "target_bpw", "fit"})
+"""Options with which a file is no longer what llama.cpp's tools write."""
+
 NO_SETTINGS = frozenset(field.name for field in fields(Writing)) | {"explain"}
 """Options that do not change what is written (or are in the receipt anyway, as how a model is split)."""
 
 
 def settings(context: click.Context) -> dict[str, Any]:
     """The options that make the output what it is, where they are not the default; paths without their folders."""
+    from gguforge.quant.provenance import named_hash
+
     found: dict[str, Any] = {}
     for option in context.command.params:
         name, value = option.name or "", context.params.get(option.name or "")
@@ -160,11 +181,22 @@ def settings(context: click.Context) -> dict[str, Any]:
         if value == option.get_default(context):
             continue
         if isinstance(option.type, click.Path) and isinstance(value, str):
-            content = hashlib.sha256(Path(value).read_bytes()).hexdigest()
-            found[name] = {"name": Path(value).name, "sha256": content}
+            found[name] = named_hash(value)
+        elif name == "rules":
+            found[name] = rules_hash(value)
         else:
             found[name] = value
     return found
+
+
+def rules_hash(name: str) -> dict[str, str]:
+    """Name and hash of a rule table, built in or a file."""
+    from gguforge.quant.provenance import named_hash
+    from gguforge.quant.rule_files import BUILT_IN, rules_text
+
+    if name in BUILT_IN:
+        return {"name": name, "sha256": hashlib.sha256(rules_text(name).encode()).hexdigest()}
+    return named_hash(name)
 
 
 def writing_options(command: Command) -> Command:

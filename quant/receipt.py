@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from gguforge.quant.errors import InputError, OutputError
 from gguforge.quant.files import replacing, write_at
 from gguforge.quant.following import tool_version
 from gguforge.quant.plan import Plan
+from gguforge.quant.provenance import Measurement, identify
 from gguforge.quant.writer import Written
 
 FORMAT = 1
 LARGEST = 1 << 28  # bytes
-SAMPLE = 4096  # bytes of the header, and of each tensor, that identify a source
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Receipt:
         header_sha256: of all before the tensors.
         digest: SHA-256 over that of the header and those of the tensors, 32 bytes each, in file order.
         tensors: in file order.
+        measured: how near the file is to another, as far as that was measured.
         gguforge_receipt: version of this format.
     """
 
@@ -74,6 +75,7 @@ class Receipt:
     header_sha256: str
     digest: str
     tensors: list[TensorReceipt]
+    measured: list[Measurement] = field(default_factory=list)
     gguforge_receipt: int = field(default=FORMAT)
 
 
@@ -97,10 +99,10 @@ def make_receipt(plan: Plan, written: Written, command: str = "", settings: Mapp
         for tensor, sha256 in zip(plan.tensors, written.tensors, strict=True)
     ]
     return Receipt(
-        f"gguforge {tool_version()}",
+        tool_name(),
         command,
         dict(settings or {}),
-        _sources(plan),
+        sources_of(plan),
         plan.size,
         _sha256(plan.header),
         written.digest,
@@ -112,18 +114,17 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _sources(plan: Plan) -> dict[str, dict[str, Any]]:
-    """The files that were read, by name."""
+def tool_name() -> str:
+    """The program and its version."""
+    return f"gguforge {tool_version()}"
+
+
+def sources_of(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The files that a plan reads, by name; of each a little is read."""
     found = {}
     for path in sorted({path for tensor in plan.tensors for path in tensor.source.paths}):
         stored = [tensor.source.stored for tensor in plan.tensors if path in tensor.source.paths]
-        offsets = {0} | {source.extent.offset for source in stored if source.extent is not None}
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            for offset in sorted(offsets):
-                file.seek(offset)
-                digest.update(file.read(SAMPLE))
-        found[Path(path).name] = {"bytes": os.stat(path).st_size, "sample_sha256": digest.hexdigest()}
+        found[Path(path).name] = identify(path, [one.extent.offset for one in stored if one.extent is not None])
     return found
 
 
@@ -159,6 +160,31 @@ def write_receipt(receipt: Receipt, model: Path) -> None:
             os.close(descriptor)
 
 
+def add_measurement(model: Path, header: bytes, measured: Measurement) -> None:
+    """Note a measurement in the receipt beside a model; one of the same text and reference gives way to it.
+
+    Args:
+        model: the file.
+        header: all before its tensors.
+        measured: what was found.
+
+    Raises:
+        InputError: there is no receipt, or it is of another file.
+    """
+    receipt = read_receipt(model)
+    if receipt is None or (receipt.bytes, receipt.header_sha256) != (os.stat(model).st_size, _sha256(header)):
+        raise InputError(
+            "no receipt of this file" if receipt is None else "is the receipt of another file",
+            path=receipt_path(model), remedy="gguforge quantize and convert write one beside the file.",
+        )  # fmt: skip
+    others = [one for one in receipt.measured if _subject(one) != _subject(measured)]
+    write_receipt(replace(receipt, measured=[*others, replace(measured, digest=receipt.digest)]), model)
+
+
+def _subject(measured: Measurement) -> tuple[object, ...]:
+    return measured.text_sha256, measured.skip, measured.chunks, measured.context, measured.against_sha256
+
+
 def remove_receipt(model: Path) -> None:
     """Remove the receipt of an older file of that name; what is no receipt stays."""
     with contextlib.suppress(InputError):
@@ -181,7 +207,8 @@ def read_receipt(model: Path) -> Receipt | None:
         facts = json.loads(data)
         known = facts["gguforge_receipt"]
         tensors = [TensorReceipt(**tensor) for tensor in facts.pop("tensors")]
-        receipt = Receipt(**facts, tensors=tensors)
+        measured = [Measurement(**found) for found in facts.pop("measured")]
+        receipt = Receipt(**facts, tensors=tensors, measured=measured)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(
             "is no receipt", path=path, remedy="Move it away; it is not needed to use the model."

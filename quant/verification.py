@@ -14,10 +14,11 @@ from functools import partial
 import numpy as np
 
 from gguforge.quant.blocks import block_type
-from gguforge.quant.constants import GGML_QUANT_SIZES
+from gguforge.quant.constants import GGML_QUANT_SIZES, Keys
 from gguforge.quant.errors import InputError
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.presets import UNQUANTIZED
+from gguforge.quant.provenance import essentials
 from gguforge.quant.pruning import without_layers
 from gguforge.quant.quality import QUALITY_KEY
 from gguforge.quant.reader import GGUFFile, TensorInfo
@@ -70,6 +71,17 @@ def check_hashes(file: GGUFFile, receipt: Receipt, progress: Progress = lambda _
     if not found and hashlib.sha256(b"".join(digests)).hexdigest() != receipt.digest:
         found.append(Difference("", "has another digest than the receipt, whose hashes of the parts are right"))
     return found
+
+
+def check_facts(file: GGUFFile, receipt: Receipt) -> list[Difference]:
+    """Compare what a file's metadata say of its making with its receipt, and see that its measurements are its own."""
+    told = essentials(receipt.tool, receipt.settings, receipt.sources)
+    if Keys.Split.LLM_KV_SPLIT_COUNT in file.metadata:  # the receipt of one file knows only what that was made from
+        told = {key: value for key, value in told.items() if not key.endswith("source.sha256")}
+    wrong = [key for key, value in told.items() if key in file.metadata and file.metadata[key] != value]
+    found = [Difference("", f"says otherwise than the receipt: {key}") for key in wrong]
+    foreign = [measured for measured in receipt.measured if measured.digest not in ("", receipt.digest)]
+    return found + [Difference("", f"has a measurement of another file: {measured.words()}") for measured in foreign]
 
 
 def _hash(tensor: TensorInfo, progress: Progress) -> bytes:

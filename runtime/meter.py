@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from gguforge.quant.plan import Plan
+from gguforge.quant.provenance import Measurement
 from gguforge.quant.writer import write
 from gguforge.runtime.evaluate import Evaluation, evaluate
+from gguforge.runtime.measured import measurement
 
 
 class Meter:
@@ -65,6 +67,11 @@ class Meter:
             KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came.
         """
         return self.evaluation(plan).comparison.mean.value  # type: ignore[union-attr]  # there is a reference
+
+    def measurement(self, plan: Plan) -> Measurement:
+        """The divergence of the model that a plan writes, and on what it was measured."""
+        found = self.evaluation(plan)
+        return measurement(found, self._text["text"], self._reference, self._text["skip"])
 
     def evaluation(self, plan: Plan) -> Evaluation:
         """All figures of the model that a plan writes."""

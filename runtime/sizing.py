@@ -21,6 +21,7 @@ from gguforge.quant.damage import relative_errors
 from gguforge.quant.errors import InputError
 from gguforge.quant.plan import Plan, TensorPlan, padded, row_bytes
 from gguforge.quant.presets import PRESETS, UNQUANTIZED, Preset
+from gguforge.quant.provenance import Measurement
 from gguforge.quant.quantize import Guide, plan_of_file, retype
 from gguforge.quant.rules import Overrides
 from gguforge.quant.splits import read_model
@@ -46,12 +47,17 @@ class Rival:
     Attributes:
         name: a preset, or "chosen".
         plan: the plan.
-        divergence: mean KL divergence, nats.
+        measured: what was found.
     """
 
     name: str
     plan: Plan
-    divergence: float
+    measured: Measurement
+
+    @property
+    def divergence(self) -> float:
+        """Mean KL divergence, nats."""
+        return self.measured.kld
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +193,7 @@ def _verified(model: Path, how: Measuring, chosen: Plan, plans: dict[str, Plan],
     with how.meter(model, verify=True) as meter:
         for done, (name, plan) in enumerate({"chosen": chosen, **plans}.items()):
             tell("verification", done, 1 + len(plans))
-            measured.append(Rival(name, plan, meter.divergence(plan)))
+            measured.append(Rival(name, plan, meter.measurement(plan)))
     first, *rivals = measured
     rivals.sort(key=lambda rival: rival.divergence)
     best = rivals[0] if rivals and rivals[0].divergence < first.divergence else first

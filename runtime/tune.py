@@ -83,6 +83,11 @@ def tune(
     return replace(plan, tensors=tuple(tuner.present(tensor) for tensor in plan.tensors))
 
 
+def unquantized(plan: Plan) -> Plan:
+    """The model that a plan quantizes."""
+    return replace(plan, tensors=tuple(replace(tensor, type=tensor.source.type) for tensor in plan.tensors))
+
+
 class _Tuner:
     """One run."""
 
@@ -92,7 +97,7 @@ class _Tuner:
         self.plan, self.chunks, self.bench, self.threads = plan, chunks, bench, threads
         self.sequential, self.guided, self.whole, self.better = sequential, guided, False, refine_plan(plan)
         self.index = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
-        self.origin = replace(plan, tensors=tuple(replace(t, type=t.source.type) for t in plan.tensors))
+        self.origin = unquantized(plan)
         self.count, self.done = block_count(plan), 0
 
     def run(self, progress: Progress) -> None:

@@ -14,6 +14,7 @@ from gguforge.runtime.forward import BATCH, Forward, Tokens
 from gguforge.runtime.overlap import MODEL_PREFIX
 
 RANDOM_CHUNKS = 8
+PROOF, MOST_PROOF = 16, 8  # one chunk of so many, and no more in all, are kept from tuning, for measuring the result
 
 
 def tuning_chunks(model: str | os.PathLike[str], text: str | os.PathLike[str], limit: int | None = None) -> Tokens:
@@ -25,7 +26,8 @@ def tuning_chunks(model: str | os.PathLike[str], text: str | os.PathLike[str], l
         limit: chunks to take at most, spread over the whole text.
 
     Returns:
-        shape (chunks, tokens of a chunk), the first of each the token that begins texts, where the model has one.
+        shape (chunks, tokens of a chunk), the first of each the token that begins texts, where the model has one. What
+        `proof_chunks` tells is not among them.
 
     Raises:
         GGUForgeError: the model cannot be run, the text is too short.
@@ -33,11 +35,24 @@ def tuning_chunks(model: str | os.PathLike[str], text: str | os.PathLike[str], l
     """
     with Forward.open(model, chunk=BATCH, outputs=1) as forward:
         chunks = read_text(forward, text).chunks
+        chunks = chunks[: len(chunks) - _kept_back(len(chunks))]
         step = max(1, len(chunks) // limit) if limit else 1
         found = chunks[::step][:limit].copy()
         if forward.bos is not None:
             found[:, 0] = forward.bos
     return found
+
+
+def proof_chunks(model: str | os.PathLike[str], text: str | os.PathLike[str]) -> tuple[int, int]:
+    """Where the chunks begin that are kept from tuning, at the end of a text, and how many they are; short texts have
+    none."""
+    with Forward.open(model, chunk=BATCH, outputs=1) as forward:
+        total = len(read_text(forward, text).chunks)
+    return total - _kept_back(total), _kept_back(total)
+
+
+def _kept_back(chunks: int) -> int:
+    return min(MOST_PROOF, chunks // PROOF)
 
 
 def random_chunks(model: str | os.PathLike[str]) -> Tokens:

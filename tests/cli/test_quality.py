@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ def test_best_reads_the_text_and_tidies_up(folder: Path, tmp_path: Path) -> None
         *words, "--calibration-chunks", 1, "--threads", 1, "-o", tmp_path / "a.gguf", "--json", "-q", "--receipt"
     )
     assert json.loads(found.stdout)["output"] == str(tmp_path / "a.gguf")
+    assert found.stderr == ""
     assert not list(tmp_path.glob("*.tune"))
     shown = run("inspect", tmp_path / "a.gguf", "--json").stdout
     assert "text.txt" in shown
@@ -35,9 +38,36 @@ def test_best_reads_the_text_and_tidies_up(folder: Path, tmp_path: Path) -> None
     assert not run("verify", tmp_path / "a.gguf").returncode
 
 
-def test_a_dry_run_reads_no_text(folder: Path, tmp_path: Path) -> None:
-    words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "best", "-f", tmp_path / "nowhere.txt"]
-    assert not run(*words, "--dry-run").returncode
+def test_a_forecast_before_the_work(folder: Path, tmp_path: Path) -> None:
+    words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "best", "-f", folder / "text.txt"]
+    done = run(*words, "--threads", 1, "--dry-run", "-o", tmp_path / "a.gguf")
+    assert "tuning on 2 chunks takes about " in done.stdout, done.stderr
+    assert "of memory and " in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_high_needs_no_text(folder: Path, tmp_path: Path) -> None:
+    words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "high", "--threads", 1, "--receipt"]
+    done = run(*words, "-o", tmp_path / "a.gguf")
+    assert "tuning on 8 chunks takes about " in done.stderr
+    assert not run("verify", tmp_path / "a.gguf").returncode
+
+
+def test_what_was_tuned_is_proved_on_the_end_of_the_text(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text("".join(f"{i} hello user, a list. " for i in range(800)), encoding="utf-8")
+    out = tmp_path / "a.gguf"
+    words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "high", "-f", text, "--threads", 1]
+    done = run(*words, "--calibration-chunks", 1, "-o", out, "--receipt")
+    assert re.search(r"KLD 0\.\d+ ± 0\.\d+ from model.gguf on 1 chunks of 512 tokens of long.txt", done.stderr)
+    (measured,) = json.loads(Path(f"{out}.json").read_text())["measured"]
+    assert measured["skip"] >= 15
+    assert measured["text_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    facts = json.loads(run("inspect", out, "--json").stdout)
+    assert facts["measured"] == [measured]
+    assert facts["metadata"]["gguforge.quality"]["value"] == "high"
+    assert facts["metadata"]["gguforge.calibration.sha256"]["value"] == measured["text_sha256"]
+    assert "long.txt" in run("verify", out).stdout
 
 
 def test_an_output_that_exists_is_found_before_the_work(folder: Path, tmp_path: Path) -> None:

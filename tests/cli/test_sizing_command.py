@@ -38,6 +38,12 @@ def test_a_file_of_the_size(folder: Path, tmp_path: Path) -> None:
     assert "chosen types: KLD 0." in done.stderr
     assert "best preset that fits: " in done.stderr
     assert (tmp_path / "m.gguf").stat().st_size <= size
+    (measured,) = json.loads((tmp_path / "m.gguf.json").read_text())["measured"]
+    assert f"KLD {measured['kld']:.5f}" in done.stderr
+    assert (measured["text"], measured["skip"], measured["chunks"]) == ("text.txt", 1, 1)
+    told = read_gguf(tmp_path / "m.gguf").metadata
+    assert told["gguforge.kld.mean"].value == pytest.approx(measured["kld"])
+    assert run("verify", tmp_path / "m.gguf").returncode == 0
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.gguf", "m.gguf.json", "m.gguf.sensitivity.json"]
     refused(run(*arguments(folder), "--target-size", size, "-o", tmp_path / "m.gguf"), "file exists")
 

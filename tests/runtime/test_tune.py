@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from gguforge.runtime.blocks import BlockRunner, block_plan
 from gguforge.runtime.evaluate import evaluate
 from gguforge.runtime.overlap import find_calibration, fingerprint, shared
 from gguforge.runtime.tune import tune
-from gguforge.runtime.tuning_text import tuning_chunks, tuning_metadata
+from gguforge.runtime.tuning_forecast import forecast_tuning
+from gguforge.runtime.tuning_text import proof_chunks, random_chunks, tuning_chunks, tuning_metadata
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,44 @@ def test_the_text_is_named_in_the_model(model: Path, texts: tuple[Path, Path], t
     found = find_calibration(tmp_path / "a.gguf")
     assert found is not None
     assert found.datasets == {"tuning.txt"}
+
+
+def test_without_a_text_the_vocabulary_is_read(model: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    chunks = random_chunks(model)
+    assert chunks.shape == (8, 512)
+    np.testing.assert_array_equal(chunks, random_chunks(model))
+    kinds = read_gguf(model).metadata["tokenizer.ggml.token_type"].value
+    assert {kinds[token] for token in chunks[:, 1:].flat} == {1}
+    plan = planned(model)
+    divergence = {}
+    for name, made in {
+        "exact": plan,
+        "high": tune(plan, chunks[:3], tmp_path / "a.tune", sequential=False, guided=True, threads=1),
+    }.items():
+        write(made, tmp_path / f"{name}.gguf", workers=1)
+        found = evaluate(tmp_path / f"{name}.gguf", texts[1], against=model, threads=1, context=128, chunks=6)
+        assert found.comparison is not None
+        divergence[name] = found.comparison.mean.value
+    assert divergence["high"] < 0.9 * divergence["exact"]
+
+
+def test_the_end_of_a_long_text_is_kept_from_tuning(model: Path, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "long.txt", 3, words=20_000)
+    skip, chunks = proof_chunks(model, text)
+    assert 1 <= chunks <= 8
+    assert len(tuning_chunks(model, text)) == skip
+    assert proof_chunks(model, write_text(tmp_path / "short.txt", 3))[1] == 0
+
+
+def test_a_forecast_is_of_the_right_size(model: Path, chunks: np.ndarray, tmp_path: Path) -> None:
+    plan = planned(model)
+    told = forecast_tuning(plan, chunks[:4], threads=1)
+    start = time.perf_counter()
+    tune(plan, chunks[:4], tmp_path / "a.tune", threads=1)
+    taken = time.perf_counter() - start
+    assert taken / 8 < told.seconds < 8 * taken  # other programs run too
+    assert 200 << 20 < told.memory < 1 << 30
+    assert told.disk > plan.size
 
 
 def test_a_short_text_is_refused(model: Path, tmp_path: Path) -> None:
