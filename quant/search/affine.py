@@ -85,13 +85,13 @@ class AffineFit:
         self._round(inverse, over)
         determinant, scale, low = self._solve()
         error = self._error(scale, low)
-        won = np.flatnonzero(error < self.error)
-        won = won[determinant[won] > 0]
-        self.error[won] = error[won]
-        self.best_scale[won] = scale[won]
-        self.base[won] = self.low[won]
-        self.inverse[won] = inverse[won]
-        self.low[won] = low[won]
+        won = (error < self.error).nonzero()[0]
+        won = won[determinant.take(won) > 0]
+        self.error[won] = error.take(won)
+        self.best_scale[won] = scale.take(won)
+        self.base[won] = self.low.take(won)
+        self.inverse[won] = inverse.take(won)
+        self.low[won] = low.take(won)
 
     def _solve(self) -> tuple[Floats, Floats, Floats]:
         """Determinant of the least-squares problem of the current rounding, its scale and minimum.
@@ -107,10 +107,10 @@ class AffineFit:
         found -= sums[5] * sums[5:2:-1]
         found[1:] /= found[0]
         determinant, scale, low = found
-        above = np.flatnonzero(low > 0)
-        if len(above):
+        above = low > 0
+        if above.any():
             low[above] = 0
-            scale[above] = sums[3, above] / sums[2, above]
+            scale[above] = (sums[3] / sums[2])[above]
         return determinant, scale, low
 
     def levels(self, groups: NDArray[np.intp]) -> Floats:
