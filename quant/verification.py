@@ -16,7 +16,7 @@ import numpy as np
 from gguforge.quant.blocks import block_type
 from gguforge.quant.constants import GGML_QUANT_SIZES, Keys
 from gguforge.quant.errors import InputError
-from gguforge.quant.plan import Plan, TensorPlan
+from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
 from gguforge.quant.presets import UNQUANTIZED
 from gguforge.quant.provenance import essentials
 from gguforge.quant.pruning import without_layers
@@ -63,7 +63,7 @@ def check_hashes(file: GGUFFile, receipt: Receipt, progress: Progress = lambda _
         expected = known.pop(tensor.name, None)
         if expected is None:
             found.append(Difference(tensor.name, "is not in the receipt"))
-        elif (expected.type, tuple(expected.shape)) != (tensor.type.name, tensor.shape):
+        elif (expected.type, dimensions_on_disk(tuple(expected.shape))) != _layout(tensor):
             found.append(Difference(tensor.name, "has another type or shape"))
         elif expected.sha256 != digests[-1].hex():
             found.append(Difference(tensor.name, "has other bytes"))
@@ -82,6 +82,10 @@ def check_facts(file: GGUFFile, receipt: Receipt) -> list[Difference]:
     found = [Difference("", f"says otherwise than the receipt: {key}") for key in wrong]
     foreign = [measured for measured in receipt.measured if measured.digest not in ("", receipt.digest)]
     return found + [Difference("", f"has a measurement of another file: {measured.words()}") for measured in foreign]
+
+
+def _layout(tensor: TensorInfo) -> tuple[str, tuple[int, ...]]:
+    return tensor.type.name, dimensions_on_disk(tensor.shape)
 
 
 def _hash(tensor: TensorInfo, progress: Progress) -> bytes:

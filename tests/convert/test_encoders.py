@@ -43,6 +43,9 @@ from gguforge.convert.conversion import plan_vocabulary
 from gguforge.convert.vocabularies.protobuf import fields
 from gguforge.quant.errors import CheckpointError, EngineError
 from gguforge.quant.quantize import quantize
+from gguforge.quant.reader import read_gguf
+from gguforge.quant.receipt import make_receipt
+from gguforge.quant.verification import check_hashes
 from gguforge.quant.writer import write
 from gguforge.runtime.engine import Engine
 from gguforge.runtime.forward import Forward
@@ -309,3 +312,16 @@ def test_an_encoder_does_not_continue_texts(reader: Callable[[Path], object], tm
     convert(build(bert(), tmp_path), tmp_path / "out.gguf", workers=1, warn=quiet)
     with pytest.raises(EngineError, match=r"out.gguf: is not a model that continues text \(an encoder"):
         reader(tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("preset", ["AUTO", "Q4_K_M"])
+def test_a_table_of_one_row_agrees_with_its_receipt(preset: str, tmp_path: Path) -> None:
+    """llama.cpp's converter writes the dimension of one, its quantizer does not."""
+    config = like(ROBERTA, hidden_size=256, intermediate_size=512)
+    made = plan(build(roberta(config, tensors=bert_tensors(config)), tmp_path), preset, warn=quiet)
+    written = write(made, tmp_path / "out.gguf", workers=1, hashed=True)
+    file = read_gguf(tmp_path / "out.gguf")
+    assert next(tensor.shape for tensor in file.tensors if tensor.name == "token_types.weight") == (
+        (1, 256) if preset == "AUTO" else (256,)
+    )
+    assert check_hashes(file, make_receipt(made, written)) == []
