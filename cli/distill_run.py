@@ -105,6 +105,7 @@ def planned(stages: list[Stage], state: State) -> dict[str, list[dict[str, Any]]
 
 
 STANDING = {"new": "to do", "begun": "to go on", "done": "done", "changed": "changed: to do again"}
+LOST = "changed: only with --redo"
 
 
 def plan_table(stages: list[Stage], state: State) -> str:
@@ -112,5 +113,7 @@ def plan_table(stages: list[Stage], state: State) -> str:
     rows = [["stage", "", "memory", "gives"]]
     for stage in stages:
         need = "" if stage.memory is None else in_words(stage.memory())
-        rows.append([stage.name, STANDING[state.standing(stage)], need, ", ".join(map(str, stage.outputs))])
+        standing = state.standing(stage)
+        word = LOST if standing == "changed" and stage.costly else STANDING[standing]
+        rows.append([stage.name, word, need, ", ".join(map(str, stage.outputs))])
     return table(rows, right=(2,))

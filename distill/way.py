@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,10 @@ class Way:
             return None
         if not place.is_dir():
             return place
-        try:
-            plan(place, warn=lambda line: None)
-        except CheckpointError:
-            if recipe.generate is not None:
-                raise
-            return None
-        return made
+        fault = conversion_fault(place)
+        if fault is not None and recipe.generate is not None:
+            raise fault
+        return made if fault is None else None
 
     def _teacher(self, output: Path) -> Stage:
         place = self.recipe.first_teacher
@@ -291,6 +288,25 @@ def types_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(find_preset(name).name for name in (*wanted, *(own if wanted else ()))))
 
 
+@lru_cache(maxsize=8)
+def conversion_fault(checkpoint: Path) -> CheckpointError | None:
+    """Why a checkpoint cannot become a GGUF file, from its headers; None if it can."""
+    try:
+        plan(checkpoint, warn=lambda line: None)
+    except CheckpointError as error:
+        return error
+    return None
+
+
+def architecture_fault(config: Path) -> CheckpointError | None:
+    """Why models of a config.json cannot become GGUF files; None if they can."""
+    try:
+        find_architecture(read_object(config), config)
+    except CheckpointError as error:
+        return error
+    return None
+
+
 def check_converts(recipe: Recipe, writes: bool) -> None:
     """Make sure, before any work, that the student can become the files that are wanted.
 
@@ -301,14 +317,13 @@ def check_converts(recipe: Recipe, writes: bool) -> None:
         InputError: it cannot.
     """
     part, teacher, remedy = recipe.student, recipe.teacher.checkpoint, "Or end with its checkpoint: output.types = []"
-    try:
-        if part.config is not None:
-            find_architecture(read_object(part.config), part.config)
-        else:
-            folder = part.checkpoint or teacher
-            assert folder is not None  # the recipe was checked
-            plan(folder, warn=lambda line: None)
-    except CheckpointError as error:
-        raise InputError(f"the student cannot become a GGUF file: {error}", remedy=remedy) from error
+    if part.config is not None:
+        fault = architecture_fault(part.config)
+    else:
+        folder = part.checkpoint or teacher
+        assert folder is not None  # the recipe was checked
+        fault = conversion_fault(folder)
+    if fault is not None:
+        raise InputError(f"the student cannot become a GGUF file: {fault}", remedy=remedy) from fault
     if not writes and (recipe.output.imatrix or recipe.output.quality in making.TUNED):
         raise InputError("output.imatrix and output.quality are for students that predict the next token")

@@ -190,6 +190,7 @@ def test_a_changed_loss_is_refused_and_done_again_on_request(home: Path, copy: P
     (home / "recipe.toml").write_text(changed)
     stages, state = stages_of(read_recipe(home / "recipe.toml"), copy)
     assert [state.standing(stage) for stage in stages] == ["done"] * 2 + ["changed"] * 9
+    assert plan_table(stages, state).count("changed: only with --redo") == 2
     assert tuple(run(home, changed, copy, redo=True)[1]) == STAGES[2:]
     after = contents(copy)
     assert {name for name in after if before.get(name) == after[name]} >= {"teacher.gguf", "targets/manifest.json"}
