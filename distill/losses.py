@@ -120,11 +120,11 @@ def embedding_relation(embeddings: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of two models' similarities of a batch's texts, each with each; widths may differ.
 
     Args:
-        embeddings, teacher: shape (batch, width), of length 1; at least two.
+        embeddings, teacher: shape (batch, width), of length 1; one alone is related to nothing.
     """
     ours, theirs = embeddings @ embeddings.T, teacher @ teacher.T
     count = len(ours)
-    return (ours - theirs).square().sum() / (count * (count - 1))  # the diagonals are equal
+    return (ours - theirs).square().sum() / max(1, count * (count - 1))  # the diagonals are equal
 
 
 def relation_kl(states: Tensor, teacher: Tensor, heads: int, visible: Tensor) -> Tensor:

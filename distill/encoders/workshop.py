@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gguforge.convert.architectures.pooling import MODULES
 from gguforge.convert.json_file import read_object
 from gguforge.distill import students
@@ -27,7 +29,7 @@ from gguforge.distill.recipe import Losses
 from gguforge.distill.workshop import Workshop, student_config
 from gguforge.quant.errors import InputError
 
-BATCH = 16  # held-out documents read at once; relations between texts are within them
+BATCH = 16  # held-out documents read at once, at most; relations between texts are within them
 HELD_OUT = 0x68656C64  # hides the held-out words, always the same
 COUNTED_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions begin behind the padding's
 UNKNOWN = Measured(0, *(math.nan,) * 5)
@@ -70,6 +72,8 @@ class EncoderWorkshop(Workshop):
         recipe = self.recipe
         if recipe.data.targets is not None:
             raise InputError("soft targets are of models that predict the next token", path=recipe.data.targets)
+        if recipe.losses.embedding_relation and recipe.schedule.batch < 2:
+            raise InputError("losses.embedding_relation needs a schedule.batch of at least 2", path=config)
         if recipe.on_policy is not None:
             raise InputError("[on_policy] is for students that write; an encoder does not", path=config)
         of_scores = sorted(Objective(recipe.losses).of_scores)
@@ -107,9 +111,10 @@ class EncoderWorkshop(Workshop):
         return super().baseline() if self.words is not None else None
 
     def _batches(self, words: Words | None) -> Iterator[Batch]:
-        for start in range(0, len(self.held_out), BATCH):
-            some = self.held_out[start : start + BATCH]
-            yield encoder_batch(some, self.pad, self.group.device, words, (HELD_OUT, start))
+        count = math.ceil(len(self.held_out) / BATCH)
+        for number, places in enumerate(np.array_split(np.arange(len(self.held_out)), count)):
+            some = [self.held_out[place] for place in places]
+            yield encoder_batch(some, self.pad, self.group.device, words, (HELD_OUT, number))
 
     def worth(self, student: Any) -> Measured | None:
         """A student on the held-out text, where always the same words are hidden."""

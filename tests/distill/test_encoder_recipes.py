@@ -237,6 +237,17 @@ def test_what_an_encoder_cannot_learn_is_refused(
         train_recipe(recipe(home, body, teacher), tmp_path)
 
 
+def test_relations_need_more_than_one_text(home: Path, tmp_path: Path) -> None:
+    read = recipe(home, EMBEDDER, "sentences", "steps = 2")
+    with pytest.raises(InputError, match=r"needs a schedule\.batch of at least 2"):
+        train_recipe(replace(read, schedule=replace(read.schedule, batch=1)), tmp_path)
+    for count in (1, 17):  # held-out texts: alone, and more than are read at once
+        some = replace(read, data=replace(read.data, held_out_documents=count))
+        (run,) = train_recipe(some, tmp_path / str(count)).runs.values()
+        assert run.end is not None
+        assert (run.end.loss > 0) == (count > 1)
+
+
 def test_texts_longer_than_the_models_positions_are_refused(home: Path, tmp_path: Path) -> None:
     read = recipe(home, MASKED)
     with pytest.raises(InputError, match=r"data\.context \(expected at most 64, found 65\)"):
