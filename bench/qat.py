@@ -3,8 +3,8 @@
     python bench/qat.py MODEL --text TRAIN... --held-out TEXT --presets Q4_0 Q3_K_S Q2_K --output DIR
 
 MODEL is a Hugging Face checkpoint: it is the teacher, and the student begins as its copy on the blocks of a preset.
-Each preset is one recipe for `gguforge distill train`, so a run that was stopped goes on. Held-out text must be none of
-the training text; passages that both hold are counted and reported.
+Each preset is one recipe for `gguforge distill train`, so a run that was stopped goes on. Held-out text that shares
+passages with the training text is refused.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from texts import refuse_overlap
+
 from gguforge.distill.grid import Grid, placements, plan_blocks
 from gguforge.distill.measure import Measured
 from gguforge.distill.processes import processes
 from gguforge.distill.recipe import Recipe, read_recipe
 from gguforge.distill.train import train_recipe
 from gguforge.distill.workshop import Workshop
-from gguforge.runtime.overlap import fingerprint, shared
 
 RECIPE = """
 [data]
@@ -74,15 +75,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def overlap(held_out: list[Path], text: list[Path]) -> float:
-    """The share of the held-out passages that the training text holds as well."""
-    ours, theirs = ("\n".join(path.read_text(errors="replace") for path in paths) for paths in (held_out, text))
-    return shared(fingerprint(ours), fingerprint(theirs))
-
-
 def main() -> None:
     given = arguments()
-    print(f"held-out passages that are in the training text: {100 * overlap(given.held_out, given.text):.2f} %")
+    refuse_overlap(given.held_out, given.text)
     values = {name: json.dumps(value, default=lambda path: str(path.resolve())) for name, value in vars(given).items()}
     for preset in given.presets:
         folder = given.output / preset

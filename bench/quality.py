@@ -16,11 +16,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from texts import refuse_overlap
 from turns import run
 
 from gguforge.quant.reader import read_gguf
 from gguforge.runtime.evaluate import evaluate
-from gguforge.runtime.overlap import fingerprint, shared
 
 TARGETS = {"high": 0.9, "best": 0.5}
 
@@ -34,11 +34,6 @@ class Row:
     divergence: float
     error: float
     seconds: float
-
-
-def overlap(one: Path, other: Path) -> float:
-    """The share of passages of the first text that stand in the other as well."""
-    return shared(*(fingerprint(path.read_text(encoding="utf-8", errors="replace")) for path in (one, other)))
 
 
 def ways(given: argparse.Namespace, type: str, imatrix: Path) -> dict[str, list[object]]:
@@ -99,8 +94,7 @@ def main() -> int:
     parser.add_argument("--calibration-chunks", type=int, help="for ours; the peer always reads the whole text")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    if share := overlap(given.held_out, given.calibration):
-        sys.exit(f"{share:.1%} of {given.held_out} stands in {given.calibration} as well")
+    refuse_overlap([given.held_out], [given.calibration])
     wrong = []
     print("| type | made by | tensor bytes | mean KLD | ratio | processor s |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

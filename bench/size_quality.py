@@ -3,7 +3,8 @@
     python3 bench/size_quality.py MODEL-F16.gguf --text calibration.txt --held-out held-out.txt
 
 For each preset, `fit_size` chooses the types for exactly its bytes, measured on the first text; then both files, and
-the best of the presets that are smaller, are measured on the second. Prints a Markdown table.
+the best of the presets that are smaller, are measured on the second. A pair of texts that share passages is refused.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+
+from texts import refuse_overlap
 
 from gguforge.quant.imatrix import read_imatrix
 from gguforge.quant.plan import Plan
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--held-out-chunks", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
+    refuse_overlap([given.held_out], [given.text])
     guide = None if given.imatrix is None else Guide.from_matrix(read_imatrix(given.imatrix), str(given.imatrix))
     base = plan_of_file(read_gguf(given.model))
     print("| size of | bytes | its KLD | best smaller preset | chosen types: bytes | KLD | ratio |")
