@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gguforge.distill.making import Bar
+from gguforge.distill.pipeline import Pipeline
 from gguforge.distill.processes import Group, processes
 from gguforge.distill.recipe import Recipe
 from gguforge.distill.run_report import write_report
 from gguforge.distill.stages import Stage, State, Tell, alone, run_stages
-from gguforge.distill.way import Way
 
 
 def follow(
@@ -35,8 +35,8 @@ def follow(
     output = Path(output)
     stages_of(recipe, output)  # what is wrong is known before torch is loaded, and before a folder is made
     with processes(recipe.hardware.device, recipe.hardware.threads) as group:
-        way = Way(recipe, output, group, bar)
-        stages = way.stages()
+        pipeline = Pipeline(recipe, output, group, bar)
+        stages = pipeline.stages()
         if not group.first:
             run_stages(stages, None, group, tell)
             return None
@@ -44,7 +44,7 @@ def follow(
         with alone(output):
             state = State(output)
             run_stages(stages, state, group, tell, redo=redo)
-            return write_report(way, stages, state)
+            return write_report(pipeline, stages, state)
 
 
 def stages_of(recipe: Recipe, output: str | os.PathLike[str]) -> tuple[list[Stage], State]:
@@ -54,5 +54,5 @@ def stages_of(recipe: Recipe, output: str | os.PathLike[str]) -> tuple[list[Stag
         GGUForgeError: as `follow`, as far as it can be known before.
     """
     folder = Path(output)
-    way = Way(recipe, folder, Group(0, 1, None), lambda name, done, total, remark: None)
-    return way.stages(), State(folder)
+    pipeline = Pipeline(recipe, folder, Group(0, 1, None), lambda name, done, total, remark: None)
+    return pipeline.stages(), State(folder)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gguforge.convert.json_file import read_object
+from gguforge.distill.pipeline import REFERENCE, Pipeline
 from gguforge.distill.report import HEAD, sections
 from gguforge.distill.stages import Record, Stage, State
-from gguforge.distill.way import REFERENCE, Way
 from gguforge.quant.files import replacing
 
 MIB = 1 << 20
@@ -23,31 +23,35 @@ LARGEST = 1 << 30  # bytes of a training's report; every step's loss is in it
 Report = dict[str, Any]
 
 
-def write_report(way: Way, stages: Sequence[Stage], state: State) -> Report:
+def write_report(pipeline: Pipeline, stages: Sequence[Stage], state: State) -> Report:
     """Write report.json and report.html; the former's content comes back."""
-    report = described(way, stages, state.records)
+    report = described(pipeline, stages, state.records)
     for name, text in (("report.json", json.dumps(report, indent=2) + "\n"), ("report.html", page(report))):
         data = text.encode()
-        with replacing(way.folder / name, len(data), overwrite=True) as part:
+        with replacing(pipeline.folder / name, len(data), overwrite=True) as part:
             part.write_bytes(data)
     return report
 
 
-def described(way: Way, stages: Sequence[Stage], records: Mapping[str, Record]) -> Report:
+def described(pipeline: Pipeline, stages: Sequence[Stage], records: Mapping[str, Record]) -> Report:
     """The facts as JSON takes them."""
     known = [(one.name, records[one.name]) for one in stages]
-    files = [_file(way, preset, records) for preset in dict.fromkeys((*way.types, REFERENCE))] if way.types else []
+    files = (
+        [_file(pipeline, preset, records) for preset in dict.fromkeys((*pipeline.types, REFERENCE))]
+        if pipeline.types
+        else []
+    )
     report = {
-        "name": way.recipe.output.name,
-        "output": str(way.folder),
+        "name": pipeline.recipe.output.name,
+        "output": str(pipeline.folder),
         "stages": [{"stage": name, "seconds": record.seconds, **record.facts} for name, record in known],
         "seconds": round(sum(record.seconds for _, record in known), 3),
         "files": files,
-        "training": _training(way.training),
-        "finish": None if way.recipe.finish is None else _training(way.finishing),
-        "open": _opener(files[0]["file"], way.writes) if files else "",
+        "training": _training(pipeline.training),
+        "finish": None if pipeline.recipe.finish is None else _training(pipeline.finishing),
+        "open": _opener(files[0]["file"], pipeline.writes) if files else "",
     }
-    return report | {"summary": summary(report, way)}
+    return report | {"summary": summary(report, pipeline)}
 
 
 def _opener(file: str, writes: bool) -> str:
@@ -57,11 +61,11 @@ def _opener(file: str, writes: bool) -> str:
     return f"python3 -c \"import llama_cpp; print(llama_cpp.Llama('{file}', embedding=True).embed('Hello.'))\""
 
 
-def _file(way: Way, preset: str, records: Mapping[str, Record]) -> Report:
+def _file(pipeline: Pipeline, preset: str, records: Mapping[str, Record]) -> Report:
     made = records["convert" if preset == REFERENCE else f"quantize {preset}"].facts
     worth = records.get(f"evaluate {preset}")
     return {
-        "file": str(way.file(preset)),
+        "file": str(pipeline.file(preset)),
         "type": preset,
         "bytes": made["bytes"],
         "bits_per_weight": made["bits_per_weight"],
@@ -74,7 +78,7 @@ def _training(folder: Path) -> Report | None:
     return read_object(path, LARGEST) if path.exists() else None
 
 
-def summary(report: Report, way: Way) -> list[str]:
+def summary(report: Report, pipeline: Pipeline) -> list[str]:
     """For people: what was won, what the files are worth, and how to open them."""
     found = {stage["stage"]: stage for stage in report["stages"]}
     lines = [line for name in ("train", "finish") if name in found for line in found[name]["summary"]]
@@ -82,8 +86,8 @@ def summary(report: Report, way: Way) -> list[str]:
         worth = f": {file['evaluation']['line']}" if file["evaluation"] is not None else ""
         lines.append(f"{file['file']}, {file['bytes'] / MIB:.2f} MiB{worth}")
     lines.append(f"the report: {Path(report['output']) / 'report.html'}")
-    ending = f"{'chat' if way.writes else 'embed'} with it: {report['open']}"
-    lines.append(ending if report["open"] else f"the student: {way.training / 'checkpoint'}")
+    ending = f"{'chat' if pipeline.writes else 'embed'} with it: {report['open']}"
+    lines.append(ending if report["open"] else f"the student: {pipeline.training / 'checkpoint'}")
     return lines
 
 

@@ -34,7 +34,7 @@ Standing = Literal["new", "begun", "done", "changed"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the way.
+    """One step of a pipeline.
 
     Attributes:
         name: what it is called.

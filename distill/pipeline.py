@@ -1,4 +1,4 @@
-"""The whole way from a teacher to files that chat: the stages of one recipe, each resumable, each done once.
+"""The pipeline from a teacher to files that chat: the stages of one recipe, each resumable, each done once.
 
     out/chats.jsonl                 what the teacher answered              [generate]
     out/targets/                    what it expects after every token      [collect]
@@ -41,7 +41,7 @@ REFERENCE = "F16"
 """The type of the unquantized student's file, from which the others are made."""
 
 
-class Way:
+class Pipeline:
     """A recipe's stages in a folder.
 
     Args:
