@@ -29,6 +29,8 @@ Tell = Callable[[str, int, dict[str, float]], None]
 def command(recipe: str, output: str, as_json: bool, quiet: bool) -> None:
     """Train a student by RECIPE, a TOML file; see docs/recipes.md for all it can say.
 
+    The student writes, as GPT-2 and Llama do, or is an encoder, as BERT is; examples/ has recipes for known pairs.
+
     Run the same command again to go on with a run that was stopped. With [blocks] in the recipe the student is trained
     on the blocks of a preset, and OUTPUT/model.gguf holds those very blocks. Several processes, on one machine or more,
     share the work under torchrun.
