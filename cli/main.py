@@ -7,6 +7,7 @@ before its command runs, so `gguforge --help` stays quick. Each command lives in
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ import click
 from gguforge.cli.lazy import LazyGroup
 from gguforge.quant.errors import GGUForgeError, printable
 from gguforge.runtime.interrupt import exit_on_signals
+
+GARBAGE = 50_000  # objects; Python's 700 make it look for cycles 100 times while modules are imported, and find none
 
 COMMANDS = {
     "convert": "Turn a Hugging Face checkpoint into a GGUF file of any type, in one pass.",
@@ -64,6 +67,7 @@ def cli(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; `--debug` anywhere lets tracebacks through."""
+    gc.set_threshold(GARBAGE)
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words[: words.index("--")] if "--" in words else "--debug" in words
     if debug:

@@ -19,6 +19,7 @@ from types import TracebackType
 
 import numpy as np
 
+from gguforge.quant import VERSION
 from gguforge.quant.errors import InputError, OutputError
 from gguforge.quant.files import Part
 from gguforge.quant.plan import Plan
@@ -217,9 +218,7 @@ class Follower:
 
 def tool_version() -> str:
     """The version of gguforge."""
-    from importlib.metadata import version  # takes longer to import than a small file to write
-
-    return version("gguforge")
+    return VERSION
 
 
 def fingerprint(plan: Plan) -> str:

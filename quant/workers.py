@@ -6,7 +6,6 @@ the interpreter lock between its calls.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -14,11 +13,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gguforge.quant.errors import GGUForgeError
+
+if TYPE_CHECKING:  # imported where there is more than one worker: it takes long
+    from multiprocessing.connection import Connection
 
 LOCK_PATIENCE = 1.0  # seconds; taking a number from the counter takes microseconds
 HELD_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -55,14 +56,21 @@ class Team:
         self.count, self.worker = count, make()
         self.processes: list[Any] = []
         self.connections: list[Connection[Any, Any]] = []
-        context: Any = multiprocessing.get_context(start_method())
-        self.counter = context.Value("q", 0) if workers > 1 else _Counter()
+        self.counter: Any = _Counter()
         try:
-            for _ in range(workers - 1):
-                self._start(context, make)
+            if workers > 1:
+                self._start_all(make, workers - 1)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
+
+    def _start_all(self, make: Make, count: int) -> None:
+        from multiprocessing import get_context
+
+        context: Any = get_context(start_method())
+        self.counter = context.Value("q", 0)
+        for _ in range(count):
+            self._start(context, make)
 
     def _start(self, context: Any, make: Make) -> None:
         receiver, sender = context.Pipe(duplex=False)
@@ -102,7 +110,11 @@ class Team:
             self._listen(done, timeout=None)
 
     def _listen(self, done: Done, timeout: float | None) -> None:
-        ready = wait(self.connections, timeout) if self.connections else []
+        if not self.connections:
+            return
+        from multiprocessing.connection import wait
+
+        ready = wait(self.connections, timeout)
         for connection in [one for one in self.connections if one in ready]:
             try:
                 message = connection.recv()
@@ -172,7 +184,9 @@ def _is_orphaned(parent: int) -> bool:
     """Whether the process that started this one has died."""
     if os.name == "posix":
         return os.getppid() != parent
-    first = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+
+    first = parent_process()
     return first is not None and not first.is_alive()
 
 

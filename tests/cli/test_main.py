@@ -15,13 +15,14 @@ from running import run
 
 from gguforge.cli import main as cli
 from gguforge.cli.main import COMMANDS, describe_os_error, main, report
+from gguforge.quant import VERSION
 from gguforge.quant.errors import InputError
 
 
 def test_version_names_what_matters() -> None:
     done = run("--version")
     assert done.returncode == 0
-    assert done.stdout.startswith("gguforge ")
+    assert done.stdout.startswith(f"gguforge {VERSION} ")
     assert "llama-cpp-python " in done.stdout
     assert "numpy " in done.stdout
 
