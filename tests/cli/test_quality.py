@@ -87,3 +87,43 @@ def test_an_output_that_exists_is_found_before_the_work(folder: Path, tmp_path: 
 )
 def test_options_that_do_not_belong_together(folder: Path, words: list[str], said: str) -> None:
     refused(run("quantize", folder / "model.gguf", "-t", "Q4_0", *words), said, code=2)
+
+
+def test_an_evaluation_goes_into_the_receipt(folder: Path, tmp_path: Path) -> None:
+    out, model, text = tmp_path / "a.gguf", folder / "model.gguf", folder / "text.txt"
+    assert not run("quantize", model, "-t", "Q4_0", "-o", out).returncode
+    before = out.read_bytes()
+    assert b"gguforge" not in before, "the default is llama-quantize's file"
+    words = ["evaluate", out, "-f", text, "--against", model, "-t", 1, "--receipt"]
+    for chunks in (1, 1, 2):  # the same again takes the place of what was there
+        done = run(*words, "--chunks", chunks, "-c", 128)
+        assert done.returncode == 0, done.stderr
+    assert out.read_bytes() == before
+    receipt = json.loads(Path(f"{out}.json").read_text())
+    assert [one["chunks"] for one in receipt["measured"]] == [1, 2]
+    assert {one["digest"] for one in receipt["measured"]} == {receipt["digest"]}
+    assert receipt["measured"][0]["against_sha256"] == receipt["sources"]["model.gguf"]["sample_sha256"]
+    assert "from model.gguf on 2 chunks of 128 tokens of text.txt" in run("verify", out).stdout
+    assert "from model.gguf on 2 chunks of 128 tokens of text.txt" in run("inspect", out).stdout
+
+    receipt["measured"][0]["digest"] = "0" * 64
+    Path(f"{out}.json").write_text(json.dumps(receipt))
+    refused(run("verify", out), "has a measurement of another file: KLD")
+    out.write_bytes(before + bytes(32))
+    refused(run(*words), "is the receipt of another file")
+    Path(f"{out}.json").unlink()
+    refused(run(*words, "--chunks", 1), "no receipt of this file")
+
+
+def test_metadata_that_say_otherwise_than_the_receipt(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.gguf"
+    assert not run("quantize", folder / "model.gguf", "-t", "Q4_0", "--rules", "modern", "-o", out).returncode
+    told = json.loads(run("inspect", out, "--json").stdout)["metadata"]
+    receipt = json.loads(Path(f"{out}.json").read_text())
+    assert told["gguforge.tool"]["value"] == receipt["tool"]
+    assert told["gguforge.rules.name"]["value"] == "modern"
+    assert told["gguforge.rules.sha256"]["value"] == receipt["settings"]["rules"]["sha256"]
+    assert told["gguforge.source.name"]["value"] == "model.gguf"
+    receipt["settings"]["rules"]["sha256"] = "0" * 64
+    Path(f"{out}.json").write_text(json.dumps(receipt))
+    refused(run("verify", out), "says otherwise than the receipt: gguforge.rules.sha256")
