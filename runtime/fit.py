@@ -87,7 +87,7 @@ def choose_context(file: GGUFFile, asked: int | None, memory: int | None) -> int
     if asked and most and asked > most:
         raise EngineError(
             "the context is longer than the model's table of positions", path=file.path,
-            expected=f"at most {most} tokens", found=asked, remedy=f"Give --context {most} or less.",
+            expected=f"at most {most} tokens", found=asked, remedy="Choose a shorter context (--context).",
         )  # fmt: skip
     need = needs(file)
     room = None if memory is None else memory - need.total(0)
