@@ -18,8 +18,8 @@ from gguforge.quant.blocks.kquants import SUPER
 from gguforge.quant.search.base import f32
 from gguforge.quant.search.refine import fp16, solve_pair
 
-SWEEPS = 6
-ENOUGH = 0.01  # a sweep that gains less, relative to the error, is the last
+SWEEPS = 12
+ENOUGH = 0.002  # a sweep that gains less, relative to the error, is the last
 PART = 32  # levels moved one by one before the gradient of the others follows
 
 

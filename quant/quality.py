@@ -1,6 +1,7 @@
-"""A plan whose k-quants are searched harder than llama.cpp does, at the same bytes: what `--quality high` executes.
+"""A plan whose k-quants are searched harder than llama.cpp does, at the same bytes.
 
-Types, order and places stay as they were; only where a tensor's bytes come from changes.
+Types, order and places stay as they were; only where a tensor's bytes come from changes. It reads no text:
+`gguforge.runtime.tune` starts from it and does better wherever it sees the inputs of a matrix.
 """
 
 from __future__ import annotations
