@@ -91,8 +91,9 @@ class EncoderWorkshop(Workshop):
         """The teacher's, and the student's own if its checkpoint has one."""
         part, folder = self.recipe.student, self.recipe.teacher.checkpoint
         teacher = Pooling.MEAN if folder is None else read_pooling(folder)
-        own = part.checkpoint is not None and (part.checkpoint / MODULES).is_file()
-        return (read_pooling(part.checkpoint) if own and part.checkpoint else teacher), teacher
+        if part.checkpoint is None or not (part.checkpoint / MODULES).is_file():
+            return teacher, teacher
+        return read_pooling(part.checkpoint), teacher
 
     def reading(self, seed: int) -> EncoderReading:
         """The order in which one seed's runs read, and what they hide."""
@@ -137,9 +138,11 @@ class EncoderWorkshop(Workshop):
         return embeddings(self.teacher, self._batches(None), self.poolings[1])
 
     def held_out_loss(self, student: Any) -> float:
-        """What decides when to stop: without a head the recipe's own loss."""
+        """What decides when to stop: the divergence from the teacher or the cross-entropy; without a head the recipe's."""
         if self.words is not None:
-            return super().held_out_loss(student)
+            found = self.worth(student)
+            assert found is not None
+            return found.cross_entropy if math.isnan(found.divergence) else found.divergence
         losses = self.objective(self.recipe.losses)
         return objective_loss(student, self.teacher, self._batches(None), losses)
 
@@ -162,6 +165,5 @@ def longest(config: Mapping[str, Any]) -> int | None:
     places = config.get("max_position_embeddings")
     if not isinstance(places, int):
         return None
-    return places - (
-        int(config.get("pad_token_id") or 1) + 1 if config.get("model_type") in COUNTED_FROM_PADDING else 0
-    )
+    unused = int(config.get("pad_token_id") or 1) + 1 if config.get("model_type") in COUNTED_FROM_PADDING else 0
+    return places - unused

@@ -166,6 +166,16 @@ def test_a_student_keeps_its_own_pooling(home: Path, tmp_path: Path) -> None:
     assert read_pooling(tmp_path / "out" / "checkpoint") is Pooling.MEAN
 
 
+def test_a_teacher_without_a_head_teaches_its_states(home: Path, tmp_path: Path) -> None:
+    body = f"{OTHER}cross_entropy = 1\nhidden_cosine = 1"
+    (run, _) = train_recipe(recipe(home, body, "sentences"), tmp_path).runs.values()
+    assert run.start is not None
+    assert run.end is not None
+    assert math.isnan(run.end.divergence)
+    assert run.history.held_out[-1] == (4, run.end.cross_entropy)
+    assert run.end.rank_correlation > 0
+
+
 def test_an_encoder_is_trained_on_the_blocks_of_its_file(home: Path, tmp_path: Path) -> None:
     body = f'{OTHER}forward_kl = 1\n[blocks]\npreset = "Q8_0"\n[report]\nbaseline = false'
     (run,) = train_recipe(recipe(home, body), tmp_path).runs.values()
