@@ -138,7 +138,7 @@ class EncoderWorkshop(Workshop):
         return embeddings(self.teacher, self._batches(None), self.poolings[1])
 
     def held_out_loss(self, student: Any) -> float:
-        """What decides when to stop: the divergence from the teacher or the cross-entropy; without a head the recipe's."""
+        """What decides when to stop: the divergence from the teacher, or the cross-entropy; without a head the loss."""
         if self.words is not None:
             found = self.worth(student)
             assert found is not None
