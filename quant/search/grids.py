@@ -102,6 +102,11 @@ class Grid:
         return np.ascontiguousarray(2 * self.levels.T.astype(np.float32) + 1)
 
     @cached_property
+    def powers(self) -> NDArray[np.complex64]:
+        """The same places, and as imaginary parts their squares: both are looked up together."""
+        return (self.lattice + 1j * self.lattice**2).astype(np.complex64)
+
+    @cached_property
     def packed(self) -> NDArray[np.int32]:
         """The same places, four bits each, the first lowest; shape (points + 1,), the last means nothing."""
         places = np.append(self.lattice, np.zeros((len(self.place), 1), np.float32), axis=1).astype(np.int64)

@@ -104,14 +104,13 @@ class GridFit:
 
     def _near_top(self, points: LatticePoints, runs: Runs) -> Ints:
         """Cells group * candidates + candidate of the candidates that could be the best, in order."""
-        qx, q2 = self._run_sums(points, runs)
-        sums = np.zeros((2, points.scale.size), np.float32)
+        of_runs = self._run_sums(points, runs)
+        sums = np.zeros(points.scale.size, np.complex64)
         bounds = np.searchsorted(runs.start, np.arange(len(points.codes) + 1) * points.scale.size)
         for a, b in pairwise(bounds):
             times = np.diff(runs.start[a:b], append=(runs.start[a] // points.scale.size + 1) * points.scale.size)
-            sums[0] += qx[a:b].repeat(times)
-            sums[1] += q2[a:b].repeat(times)
-        sum_qx, sum_q2 = sums.reshape(2, *points.scale.shape)
+            sums += of_runs[a:b].repeat(times)
+        sum_qx, sum_q2 = (np.ascontiguousarray(part).reshape(points.scale.shape) for part in (sums.real, sums.imag))
         score = sum_qx * sum_qx / sum_q2
         top = score.max(axis=1)
         normal = (top * sum_q2.min(axis=1) > LEAST) & (top * sum_q2.max(axis=1) < MOST)
@@ -119,20 +118,23 @@ class GridFit:
         near = ~(score < np.where(normal, top * CLOSE, f32(-np.inf))[:, None])
         return np.flatnonzero(near & runs.new)  # the same once more would change nothing
 
-    def _run_sums(self, points: LatticePoints, runs: Runs) -> tuple[Floats, Floats]:
-        """Sums of w * x * q and of w * q^2 over a point, for each run."""
+    def _run_sums(self, points: LatticePoints, runs: Runs) -> NDArray[np.complex64]:
+        """Sums of w * x * q and, as imaginary parts, of w * q^2 over a point, for each run.
+
+        Both in one number, so that they are looked up together; they are only added, and multiplied part by part.
+        """
         point = runs.start // points.scale.shape[1]
         size, n = len(self.grid.place), self.x.shape[1]
         at = point // n * (size * n) + point % n
-        wx, w = self.wx.reshape(-1), self.w.reshape(-1)
-        sums = np.zeros((2, len(point)), np.float32)
-        for lattice in self.grid.lattice:
-            q = lattice.take(runs.index)
-            sums[0] += wx.take(at) * q
-            q *= q
-            sums[1] += w.take(at) * q
+        weights = np.empty(self.x.size, np.complex64)
+        weights.real, weights.imag = self.wx.reshape(-1), self.w.reshape(-1)
+        sums = np.zeros(len(point), np.complex64)
+        terms, total = np.empty_like(sums), sums.view(np.float32)
+        for powers in self.grid.powers:
+            powers.take(runs.index, out=terms, mode="clip")
+            total += np.multiply(weights.take(at).view(np.float32), terms.view(np.float32), out=terms.view(np.float32))
             at += n
-        return sums[0], sums[1]
+        return sums
 
     def _sums(self, wx: Floats, w: Floats, index: Indices) -> tuple[Floats, Floats]:
         """Sums of w * x * q and of w * q^2 for grid points q of each group, in order."""
