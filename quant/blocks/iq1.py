@@ -19,7 +19,7 @@ from gguforge.quant.search.grids import grid
 from gguforge.quant.search.splits import DELTA
 from gguforge.quant.search.ternary import TernaryFit
 
-TILE = 512
+TILE = 1024
 THREES = np.array([0, 3, 6, 9], np.uint16)
 
 
