@@ -84,6 +84,7 @@ class Planner:
         self._plans: dict[Shape, Plan] = {}
         self._beside: dict[tuple[Shape, int, str], int] = {}
         self._losses: dict[Shape, float] = {}
+        self._rates: dict[tuple[int, bool], tuple[int, float, int]] = {}
 
     def plan(self, shape: Shape) -> Plan:
         """The file of a student."""
@@ -115,10 +116,9 @@ class Planner:
 
     def _first(self, shapes: Sequence[Shape], pace: Pace | None) -> Candidate | None:
         """The best that fits, of shapes of one hidden size."""
-        share = self._bytes_of_a_weight(shapes)
         for shape in sorted(shapes, key=lambda one: (self.loss(one), -one.layers)):
-            estimate = int(SLACK * share * shape.weights(self.family.vocabulary))
-            if self._allows(estimate + self._cache(shape), estimate, pace):
+            size, read = (int(SLACK * one) for one in self.estimate(shape))
+            if self._allows(size + self._cache(shape), read, pace):
                 found = self.candidate(shape, pace)
                 if self.fits(found, pace):
                     return found
@@ -128,9 +128,17 @@ class Planner:
         """Whether a student keeps to the limits."""
         return self._allows(one.memory, bytes_per_token(one.plan), pace)
 
-    def _bytes_of_a_weight(self, shapes: Sequence[Shape]) -> float:
-        middle = shapes[len(shapes) // 2]
-        return self.plan(middle).data_bytes / middle.weights(self.family.vocabulary)
+    def estimate(self, shape: Shape) -> tuple[int, int]:
+        """Bytes of a student's weights, and of those that a token reads, from one plan of its hidden size."""
+        key = shape.hidden, shape.tied
+        if key not in self._rates:
+            made = self.plan(shape)
+            outside = sum(tensor.nbytes for tensor in made.tensors if not tensor.name.startswith("blk."))
+            rate = (made.data_bytes - outside) / shape.body
+            self._rates[key] = outside, rate, made.data_bytes - bytes_per_token(made)
+        outside, rate, unread = self._rates[key]
+        size = outside + int(rate * shape.body)
+        return size, size - unread
 
     def _cache(self, shape: Shape) -> int:
         name = {"f32": "F32", "f16": "F16"}.get(self.limits.cache_type, self.limits.cache_type.upper())
@@ -149,11 +157,10 @@ class Planner:
 
     def nearest(self, shapes: Sequence[Shape], pace: Pace | None) -> Candidate:
         """The student that misses the limits by the smallest factor."""
-        share = self._bytes_of_a_weight(shapes)
 
         def miss(shape: Shape) -> float:
-            size = int(share * shape.weights(self.family.vocabulary))
-            slow = 0.0 if pace is None or self.limits.speed is None else self.limits.speed / pace.speed(size)
+            size, read = self.estimate(shape)
+            slow = 0.0 if pace is None or self.limits.speed is None else self.limits.speed / pace.speed(read)
             return max((size + self._cache(shape)) / self.limits.memory, slow)
 
         return self.candidate(min(shapes, key=miss), pace)
@@ -179,12 +186,11 @@ def samples(planner: Planner, shapes: Sequence[Shape]) -> Iterator[Plan]:
     """
     free = available_memory() or planner.limits.memory
     largest = min(LARGEST_SAMPLE, planner.limits.memory // 2, free // 2)
-    vocabulary = planner.family.vocabulary
-    share = planner.plan(shapes[0]).data_bytes / shapes[0].weights(vocabulary)
+    sizes = {shape: planner.estimate(shape)[1] for shape in shapes}
     chosen: list[Shape] = []
     for number in range(SAMPLES):
-        room = max(largest / 2**number, share * min(shape.weights(vocabulary) for shape in shapes))
-        best = min((one for one in shapes if share * one.weights(vocabulary) <= room), key=planner.loss)
+        room = max(largest / 2**number, min(sizes.values()))
+        best = min((one for one in shapes if sizes[one] <= room), key=planner.loss)
         if best not in chosen:
             chosen.append(best)
     return map(planner.plan, chosen)
