@@ -142,6 +142,7 @@ class _Solver:
         blocks = grid.size, *shape
         self.level: Levels = steps.level.reshape(blocks).transpose(0, 2, 1)
         self.bounds = [bound.reshape(blocks).transpose(0, 2, 1) for bound in (low, high)]
+        self.values = columns.reshape(blocks).transpose(0, 2, 1)
         self.open = found.all(axis=0)
 
     def solve(self, tries: int) -> tuple[Bytes, Mask]:
@@ -179,10 +180,13 @@ class _Solver:
         which, d, scale, factor = which[fits], d[fits], scale[:, fits], factor[:, fits]
         if not len(which):
             return
-        level = self.level[:, :, which] * factor
         if not self.grid.minimums[1]:
+            step = d * scale
+            level = np.rint(self.values[:, :, which] / np.where(step == 0, np.inf, step)).astype(np.int64)
+            level = level.clip(*self.grid.levels)
             self._keep(which, d, np.zeros(len(d)), scale, np.zeros_like(scale), level)
             return
+        level = self.level[:, :, which] * factor
         low, high = (bound[:, :, which] for bound in self.bounds)
         offsets = Offsets(d * scale, level, low, high, self.grid.levels[1], self.grid.minimums[1])
         for some, dmin, minimum, shift in offsets.solutions(self.left):

@@ -149,7 +149,7 @@ class _Group:
     def fit(self, top: int) -> tuple[Doubles, Doubles, NDArray[np.bool_], Levels]:
         """Bounds of the step if the largest is `top` of them, whether there is one, and the levels.
 
-        Where rounding leaves a choice of levels, those that are certain narrow the step until the others are.
+        Where rounding leaves a choice of levels, those that are certain narrow the step until most others are.
         """
         low, high = self.peak_low / top, self.peak_high / top
         for _ in range(ROUNDS):
@@ -159,7 +159,6 @@ class _Group:
             if certain.all():
                 break
         level = np.where(certain, first, np.rint((self.low + self.high) / (low + high)))
-        low, high = self._bounds(level, top, low, high)
         at_zero = (level > 0) | ((self.low <= 0) & (self.high >= 0))
         return low, high, (low <= high) & (first <= last).all(axis=0) & at_zero.all(axis=0), level.astype(np.int64)
 

@@ -68,6 +68,19 @@ def test_levels_that_training_moved_while_scales_were_held(type: T) -> None:
     assert recover(x, type, T.BF16)[1].all()
 
 
+def test_high_levels_that_rounding_leaves_in_doubt() -> None:
+    block = np.zeros(1, block_type(T.Q8_0).layout)
+    block["d"] = 0.001238
+    block["qs"] = [
+        15, 12, -12, 127, -79, -48, 64, 4, -2, -4, 28, -64, 32, -48, -79, 54, -103, 12, -48, -7, -55, -28, -28, 23,
+        -114, -17, 0, -75, -1, 0, -3, -29,
+    ]  # fmt: skip
+    x = rounded(decode(block.view(np.uint8).reshape(1, -1), T.Q8_0), T.BF16)
+    data, found = recover(x, T.Q8_0, T.BF16)
+    assert found.all()
+    np.testing.assert_array_equal(data.view(block.dtype)["qs"][0], block["qs"])
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     type=st.sampled_from([T.Q4_0, T.Q8_0, T.Q4_1, T.Q2_K, T.Q3_K, T.Q4_K, T.Q6_K]),
