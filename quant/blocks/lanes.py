@@ -19,6 +19,7 @@ from gguforge.quant.blocks.base import Blocks, Bytes, Floats
 from gguforge.quant.search.base import scratch
 
 LANES, ROWS = 4, 8
+TRANSPOSED = 256  # blocks at once: what stays in the cache while it is read eight times
 u4 = np.dtype("<u4")
 
 Words = NDArray[np.uint16] | NDArray[np.uint32]
@@ -57,7 +58,9 @@ def as_lanes(words: Words) -> Words:
     """Blocks, shape (n, 32), as lanes, shape (8, 4 * n), in working memory."""
     lanes = working_words("lanes", (ROWS, LANES * len(words)), words)
     four = WIDTHS[words.itemsize].four
-    lanes.view(four)[...] = words.view(four).T
+    rows, columns = lanes.view(four), words.view(four).T
+    for start in range(0, len(words), TRANSPOSED):
+        rows[:, start : start + TRANSPOSED] = columns[:, start : start + TRANSPOSED]
     return lanes
 
 
@@ -122,13 +125,18 @@ def as_codes(lanes: Floats, type: DTypeLike = np.uint8) -> NDArray[Any]:
     return codes
 
 
-def with_signs(codes: NDArray[np.int8], lanes: Words) -> NDArray[np.int8]:
-    """Codes of magnitudes with the signs of the words; in place."""
-    below = scratch("below", (codes.size // 4,)).view(np.bool_).reshape(codes.shape)
+def signs(lanes: Words) -> NDArray[np.int8]:
+    """-1 for words of numbers below zero, else 0; in working memory."""
+    below = scratch("signs", (lanes.size // 4,)).view(np.bool_).reshape(lanes.shape)
     np.greater_equal(lanes, WIDTHS[lanes.itemsize].sign, out=below)
-    mask = np.negative(below.view(np.int8), out=below.view(np.int8))
-    codes ^= mask
-    codes -= mask
+    found: NDArray[np.int8] = np.negative(below.view(np.int8), out=below.view(np.int8))
+    return found
+
+
+def with_signs(codes: NDArray[np.int8], negative: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Codes of magnitudes with their signs; in place."""
+    codes ^= negative
+    codes -= negative
     return codes
 
 
@@ -145,8 +153,10 @@ def halves(codes: Bytes) -> Bytes:
 
 def fifth_bits(codes: Bytes) -> NDArray[np.uint32]:
     """Bit 4 of weight j as bit j of one word a block: (8, 4 * n) -> (n,)."""
-    bits = codes.view(u4) >> np.uint32(4) & np.uint32(0x01010101)
-    fours = bits * np.uint32(0x01020408) >> np.uint32(24)  # the product gathers the low bits of four bytes in the last
-    fours <<= np.arange(0, 4 * ROWS, 4, dtype=np.uint32)[:, None]
-    words: NDArray[np.uint32] = np.bitwise_or.reduce(fours, axis=0)
-    return words
+    words = codes.view(u4)
+    bits = np.bitwise_and(words, np.uint32(0x10101010), out=scratch("fifth bits", words.shape).view(u4))
+    bits *= np.uint32(0x01020408)  # the product gathers the bits of four bytes in the highest four
+    bits >>= np.uint32(28)
+    bits <<= np.arange(0, 4 * ROWS, 4, dtype=np.uint32)[:, None]
+    found: NDArray[np.uint32] = np.bitwise_or.reduce(bits, axis=0)
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguforge.quant.blocks.base import Blocks, Bytes, Floats, Kind, f2, i1, u1, u4
-from gguforge.quant.blocks.floats import F16, F32
+from gguforge.quant.blocks.floats import F32
 from gguforge.quant.blocks.grouped import GroupedBlock
 from gguforge.quant.blocks.lanes import (
     LANES,
@@ -24,8 +24,8 @@ from gguforge.quant.blocks.lanes import (
     magnitudes,
     per_lane,
     put_lanes,
+    signs,
     with_signs,
-    working_words,
 )
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.affine import AffineFit
@@ -74,8 +74,9 @@ def symmetric(words: Words, stored: Kind, half: int) -> tuple[Floats, Bytes]:
     """Scale and levels 0..2*half-1, the extreme weight at -half: Q4_0 (8) and Q5_0 (16)."""
     lanes = as_lanes(words)
     found = extremes(lanes)
-    (up, down), peak = magnitudes(found), found[1]
-    np.copyto(peak, found[0], where=up > down)
+    top, bottom = found
+    up, down = magnitudes(found)
+    peak = (top ^ bottom) * (up > down).astype(words.dtype) ^ bottom  # a tenth of the time of np.where
     tie = np.flatnonzero(up == down)
     if tie.size:
         some = words.take(tie, axis=0)
@@ -188,8 +189,10 @@ class FiveBits(Legacy, abstract=True):
 
     @staticmethod
     def put_lanes(codes: Bytes, out: Blocks) -> None:
-        put_lanes(halves(codes & u8(15)), out["qs"])
         out["qh"] = fifth_bits(codes)
+        words = codes.view(np.uint32)
+        words &= np.uint32(0x0F0F0F0F)
+        put_lanes(halves(codes), out["qs"])
 
 
 class Symmetric(Legacy, abstract=True):
@@ -197,8 +200,7 @@ class Symmetric(Legacy, abstract=True):
 
     @classmethod
     def encode_words(cls, words: Words, stored: Kind, out: Blocks) -> None:
-        d, codes = symmetric(words, stored, -cls.low)
-        F16.from_float(d, out["d"])
+        out["d"], codes = symmetric(words, stored, -cls.low)
         cls.put_lanes(codes, out)
 
     @classmethod
@@ -213,9 +215,7 @@ class Spanning(Legacy, abstract=True):
 
     @classmethod
     def encode_words(cls, words: Words, stored: Kind, out: Blocks) -> None:
-        d, m, codes = span(words, stored, cls.high)
-        F16.from_float(d, out["d"])
-        F16.from_float(m, out["m"])
+        out["d"], out["m"], codes = span(words, stored, cls.high)
         cls.put_lanes(codes, out)
 
     @classmethod
@@ -262,15 +262,16 @@ class Q8_0(Legacy, type=T.Q8_0, size=SIZE, tile=TILE, levels=(-127, 127), zero=0
     @classmethod
     def encode_words(cls, words: Words, stored: Kind, out: Blocks) -> None:
         lanes = as_lanes(words)
-        sizes = magnitudes(lanes, out=working_words("sizes", lanes.shape, lanes))
-        d = numbers(largest(sizes), stored, "peak") / f32(127)
+        negative = signs(lanes)
+        magnitudes(lanes, out=lanes)
+        d = numbers(largest(lanes), stored, "peak") / f32(127)
         inverse = reciprocal(d)
-        t = numbers(sizes, stored, "numbers")
+        t = numbers(lanes, stored, "numbers")
         t *= per_lane(inverse)
         settle(t, inverse)
         t += BELOW_HALF
-        F16.from_float(d, out["d"])
-        put_lanes(with_signs(as_codes(t, np.int8), lanes), out["qs"])
+        out["d"] = d
+        put_lanes(with_signs(as_codes(t, np.int8), negative), out["qs"])
 
     @staticmethod
     def codes(b: Blocks) -> Bytes:
