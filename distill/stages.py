@@ -7,6 +7,7 @@ found. Stages that take long are never thrown away unasked.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import re
 import shutil
@@ -189,6 +190,7 @@ def _make(stage: Stage, state: State, standing: Standing) -> None:
     except OSError as error:
         error.add_note(f"This was in stage {stage.name}; the same command goes on from there.")
         raise
+    gc.collect()  # models hold on to themselves, and the next stage needs the memory
     state.write(stage, True, time.perf_counter() - started, facts)
 
 
