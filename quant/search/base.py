@@ -114,7 +114,7 @@ def einsum_rounds_products() -> bool:
 
 
 def round_into(t: Floats, low: int, high: int, finite: bool) -> None:
-    """Round `t` in place, then clip to `low..high`; `finite` promises that |t| < LIMIT everywhere, else it is tested."""
+    """Round `t` in place, then clip to `low..high`; `finite` promises that |t| < LIMIT everywhere, else it is seen."""
     if finite or (t.size and t.min() > -LIMIT and t.max() < LIMIT):
         np.rint(t, out=t)
     else:
@@ -124,19 +124,14 @@ def round_into(t: Floats, low: int, high: int, finite: bool) -> None:
 
 def extreme(x: Floats) -> Floats:
     """The element of largest magnitude of each group, the first of equals; shape (groups,)."""
-    return extremes(x)[0]
-
-
-def extremes(x: Floats) -> tuple[Floats, Floats]:
-    """`extreme`, and the largest magnitude on the other side of zero, negative where there is none; (groups,) each."""
     top, bottom = x.max(axis=0), x.min(axis=0)
-    tie = top == -bottom
-    peak: Floats = np.where(top > -bottom, top, bottom)
-    if tie.any():
-        columns = np.flatnonzero(tie)
-        first = np.abs(x[:, columns]).argmax(axis=0)
-        peak[columns] = x[first, columns]
-    return peak, np.minimum(top, -bottom)
+    opposite = -bottom
+    peak: Floats = np.where(top > opposite, top, bottom)
+    tie = np.flatnonzero(top == opposite)
+    if len(tie):
+        first = np.abs(x[:, tie]).argmax(axis=0)
+        peak[tie] = x[first, tie]
+    return peak
 
 
 def winners(group: NDArray[np.intp], sum_qx: Floats, sum_q2: Floats, best: Floats) -> NDArray[np.intp]:

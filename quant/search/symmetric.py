@@ -12,7 +12,7 @@ from gguforge.quant.search.base import GROUP_MAX_EPS, Floats, Mask, dot, extreme
 STEPS = (0, *range(-9, 0), *range(1, 10))  # the order in which candidates are tried
 NEVER_ABOVE = -6  # up to this step no weight is rounded to a level beyond nmax - 1
 NEVER_BELOW = 4  # and up to this one none to a level beyond -nmax
-PART = 1 << 15
+COLUMNS = 1 << 11  # groups whose sums are made at once: with all that is made of them they stay in the second cache
 BATCHES = (0, 1, 5, 10, 14, 19)  # places of the candidates rounded at once, all alike in what was just said
 
 
@@ -42,9 +42,8 @@ class SymmetricFit:
         self.inverse = np.divide(reach[:, None], peak, out=scratch(purpose + "inverse", shape))
         self.finite = bool(np.isfinite(self.inverse[0]).all())
         self.sum_lx, self.sum_l2 = scratch(purpose + "sum_lx", shape), scratch(purpose + "sum_l2", shape)
-        columns = PART // len(x)
-        for start in range(0, len(peak), columns):
-            self._sums(slice(start, start + columns))
+        for start in range(0, len(peak), COLUMNS):
+            self._sums(slice(start, start + COLUMNS))
         self.chosen = self._choose()
         kept = self.chosen * len(peak) + np.arange(len(peak))
         self.scale: Floats = self.sum_lx.reshape(-1).take(kept)
