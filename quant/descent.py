@@ -1,9 +1,9 @@
 """Descent on the error of a matrix's outputs: every number of its super-blocks moves to its best place, by turns.
 
 The error is tr(D^T H D), with D = weights - quantized weights, columns first, and H the second moments of the inputs.
-It never rises but by rounding. For each 256 columns, and for all rows at once: the scale and minimum of one group after
-another, then `d` and `dmin`, then one level after another. The gradient H D is kept up to date within those columns,
-and for the others once they are done, in one product.
+It never rises but by rounding. For each block's columns (256; 32 of legacy types), and for all rows at once: the scale
+and minimum of one group after another, then `d` and `dmin`, then one level after another. The gradient H D is kept up
+to date within those columns, and for the others once they are done, in one product.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gguforge.quant.blocks.base import Floats
-from gguforge.quant.blocks.fields import Fields
-from gguforge.quant.blocks.kquants import SUPER
+from gguforge.quant.blocks.fields import FIXED, Fields
 from gguforge.quant.search.base import f32
 from gguforge.quant.search.refine import fp16, solve_pair
 
@@ -29,7 +28,7 @@ def descend(x: Floats, moments: Floats, fields: Sequence[Fields]) -> None:
     Args:
         x: the weights, shape (columns, rows).
         moments: H, shape (columns, columns), positive definite.
-        fields: one for each 256 columns, its super-blocks those of the rows.
+        fields: one for each block of a row.
     """
     before = np.inf
     for _ in range(SWEEPS):
@@ -40,22 +39,23 @@ def descend(x: Floats, moments: Floats, fields: Sequence[Fields]) -> None:
             break
         before = error
         for number, field in enumerate(fields):
-            here = slice(number * SUPER, (number + 1) * SUPER)
+            here = slice(number * field.range.width, (number + 1) * field.range.width)
             old = field.values()
             _Corner(moments[here, here], gradient[here].copy(), field).sweep()
             gradient -= moments[:, here] @ (field.values() - old)
 
 
 class _Corner:
-    """One super-block a row: what it holds, and the gradient at its columns."""
+    """One block a row: what it holds, and the gradient at its columns."""
 
     def __init__(self, moments: Floats, gradient: Floats, fields: Fields) -> None:
         self.moments, self.gradient, self.fields = np.ascontiguousarray(moments), gradient, fields
 
     def sweep(self) -> None:
         """Move everything once."""
-        for group in range(self.fields.range.groups):
-            self._move_group(group)
+        if self.fields.range.scale != FIXED:
+            for group in range(self.fields.range.groups):
+                self._move_group(group)
         self._move_steps()
         self._move_levels()
 
@@ -109,7 +109,7 @@ class _Corner:
             ab, bb, bx = (b * along).sum(axis=0), (b * (self.moments @ b)).sum(axis=0), (b * self.gradient).sum(axis=0)
             clear, both, other = solve_pair(aa, ab, bb, ax, bx)
             p, q = np.where(clear, both, p).astype(np.float32), np.where(clear, other, 0).astype(np.float32)
-        d, dmin = fp16(f.d + p), fp16(np.maximum(f.dmin + q, 0))
+        d, dmin = fp16(f.d + p), fp16(f.dmin + q if f.range.scale == FIXED else np.maximum(f.dmin + q, 0))
         p, q = d - f.d, dmin - f.dmin
         gain = 2 * (p * ax + q * bx) - (p * p * aa + 2 * p * q * ab + q * q * bb)
         won = np.isfinite(d) & np.isfinite(dmin) & (gain > 0)
@@ -121,7 +121,7 @@ class _Corner:
         f, range = self.fields, self.fields.range
         step = f.step
         inverse = np.divide(f32(1), step, out=np.zeros_like(step), where=step != 0)
-        for first in np.arange(0, SUPER, PART):
+        for first in np.arange(0, range.width, PART):
             part = slice(first, first + PART)
             corner, slope = self.moments[part, part], self.gradient[part].copy()
             change = np.empty_like(slope)

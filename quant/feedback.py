@@ -5,7 +5,7 @@ quantizing changed. Two steps make it small, inside the block type that the plan
 
 1. Columns left to right, each one first corrected for the errors of those before it (GPTQ, arXiv:2210.17323, in the
    form of arXiv:2307.13304: H = (U + I) diag (U + I)^T needs one Cholesky factorization and no inverse). The scales of
-   each 256 columns are searched on the corrected weights.
+   each block (256 columns; 32 of legacy types) are searched on the corrected weights.
 2. Descent on the same error (`gguforge.quant.descent`): scales and minimums of groups, `d` and `dmin`, and single
    levels take turns, each moving to what is best with all others held still. At 2 bits it halves what step 1 leaves.
 
@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from gguforge.quant.blocks import block_type
 from gguforge.quant.blocks.base import Bytes, Floats
-from gguforge.quant.blocks.fields import RANGES, Fields, pack, unpack
-from gguforge.quant.blocks.kquants import SUPER
+from gguforge.quant.blocks.fields import LEGACY, RANGES, Fields, pack, range_of, unpack
 from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.descent import descend
 from gguforge.quant.search.base import f32
@@ -74,7 +73,7 @@ def corrected(weights: Floats, moments: Moments, shift: NDArray[np.floating]) ->
 
 
 def encode_with_feedback(weights: Floats, moments: Moments, type: GGMLQuantizationType) -> Bytes:
-    """Quantize a matrix with error feedback; types other than k-quants are encoded with the diagonal as importance.
+    """Quantize a matrix with error feedback; types that are not evenly spaced take the diagonal as importance.
 
     Args:
         weights: shape (rows, columns), finite.
@@ -85,7 +84,7 @@ def encode_with_feedback(weights: Floats, moments: Moments, type: GGMLQuantizati
         shape (rows, bytes per row).
     """
     kind = block_type(type)
-    if type not in RANGES:
+    if type not in RANGES and type not in LEGACY:
         return kind.encode(weights, np.ascontiguousarray(moments.diagonal()))
     pull, importances = feedback_of(moments)
     parts = []
@@ -93,7 +92,7 @@ def encode_with_feedback(weights: Floats, moments: Moments, type: GGMLQuantizati
         columns = np.ascontiguousarray(weights[start : start + ROWS].T, np.float32)
         fields = _columns_in_order(columns, pull, importances, type)
         descend(columns, moments, fields)
-        blocks = np.stack([pack(field) for field in fields], axis=1)  # (rows, super-blocks of a row)
+        blocks = np.stack([pack(field) for field in fields], axis=1)  # (rows, blocks of a row)
         parts.append(np.ascontiguousarray(blocks).view(np.uint8).reshape(columns.shape[1], -1))
     return np.concatenate(parts)
 
@@ -111,11 +110,12 @@ def feedback_of(moments: Moments) -> tuple[Floats, Floats]:
 
 
 def _columns_in_order(x: Floats, pull: Floats, importances: Floats, type: GGMLQuantizationType) -> list[Fields]:
-    """The first step: the super-blocks of all rows, one `Fields` for each 256 columns of `x`, (columns, rows)."""
+    """The first step: the blocks of all rows, one `Fields` for each block of a row; `x` is (columns, rows)."""
     found: list[Fields] = []
     errors = np.zeros_like(x)
-    for start in range(0, len(x), SUPER):
-        here = slice(start, start + SUPER)
+    width = range_of(type).width
+    for start in range(0, len(x), width):
+        here = slice(start, start + width)
         wanted = x[here] + pull[:start, here].T @ errors[:start]
         fields = _search(wanted, importances[here], type)
         _round_in_order(x[here], wanted, pull[here, here], fields, errors[here])
@@ -124,18 +124,20 @@ def _columns_in_order(x: Floats, pull: Floats, importances: Floats, type: GGMLQu
 
 
 def _search(x: Floats, importances: Floats, type: GGMLQuantizationType) -> Fields:
-    """Scales for super-blocks (256, rows), by the importance that feedback leaves to each column."""
+    """Scales for blocks (width, rows), by the importance that feedback leaves to each column."""
     kind = block_type(type)
     columns = importances / importances.mean()
     blocks = kind.encode(np.ascontiguousarray(x.T), columns).reshape(-1).view(kind.layout)
+    if type in LEGACY:
+        return unpack(blocks, type)
     return refine(x, importance(x, columns[:, None], known=True), unpack(blocks, type))
 
 
 def _round_in_order(x: Floats, wanted: Floats, pull: Floats, fields: Fields, errors: Floats) -> None:
-    """Levels of one super-block a row, with feedback inside it; `wanted` is used up, `errors` filled in."""
+    """Levels of one block a row, with feedback inside it; `wanted` is used up, `errors` filled in."""
     range, step, offset = fields.range, fields.step, fields.offset
     inverse = np.divide(f32(1), step, out=np.zeros_like(step), where=step != 0)
-    for first in np.arange(0, SUPER, PART):
+    for first in np.arange(0, range.width, PART):
         part = slice(first, first + PART)
         for column in np.arange(first, first + PART):
             group = column // range.size

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gguforge.quant.blocks import block_type
-from gguforge.quant.blocks.fields import RANGES, Fields, pack, unpack
+from gguforge.quant.blocks.fields import LEGACY, RANGES, Fields, pack, range_of, unpack
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.descent import descend
 from gguforge.quant.feedback import SHARE, corrected, damped, encode_with_feedback, feedback_of
@@ -33,7 +33,7 @@ def output_error(weights: np.ndarray, data: np.ndarray, type: T, moments: np.nda
     return float(np.sum(gap @ moments * gap))
 
 
-@pytest.mark.parametrize("type", list(RANGES), ids=lambda type: type.name)
+@pytest.mark.parametrize("type", [*RANGES, *LEGACY], ids=lambda type: type.name)
 def test_outputs_change_less(type: T, weights: np.ndarray, moments: np.ndarray) -> None:
     plain = block_type(type).encode(weights, np.ascontiguousarray(moments.diagonal()))
     better = encode_with_feedback(weights, damped(moments), type)
@@ -43,11 +43,12 @@ def test_outputs_change_less(type: T, weights: np.ndarray, moments: np.ndarray) 
     assert errors[1] < 0.5 * errors[0]
 
 
-@pytest.mark.parametrize("type", list(RANGES), ids=lambda type: type.name)
+@pytest.mark.parametrize("type", [*RANGES, *LEGACY], ids=lambda type: type.name)
 def test_descent_never_rises(type: T, weights: np.ndarray, moments: np.ndarray) -> None:
     kind, columns, matrix = block_type(type), np.ascontiguousarray(weights.T), damped(moments)
     blocks = kind.encode(weights).reshape(ROWS, -1).view(kind.layout)
-    fields = [unpack(np.ascontiguousarray(blocks[:, number]), type) for number in range(COLUMNS // 256)]
+    count = COLUMNS // range_of(type).width
+    fields = [unpack(np.ascontiguousarray(blocks[:, number]), type) for number in range(count)]
 
     def error(fields: list[Fields]) -> float:
         gap = columns - np.concatenate([field.values() for field in fields])
@@ -61,8 +62,8 @@ def test_descent_never_rises(type: T, weights: np.ndarray, moments: np.ndarray) 
 
 
 def test_other_types_are_encoded_with_the_diagonal(weights: np.ndarray, moments: np.ndarray) -> None:
-    data = encode_with_feedback(weights, moments, T.Q4_0)
-    assert data.tobytes() == block_type(T.Q4_0).encode(weights, np.ascontiguousarray(moments.diagonal())).tobytes()
+    data = encode_with_feedback(weights, moments, T.IQ4_NL)
+    assert data.tobytes() == block_type(T.IQ4_NL).encode(weights, np.ascontiguousarray(moments.diagonal())).tobytes()
 
 
 def test_feedback_factors_the_moments(moments: np.ndarray) -> None:
