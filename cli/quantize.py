@@ -142,6 +142,7 @@ def quantize_to_preset(model: str, wishes: Wishes, tuning: Tuning, writing: Writ
 
 def quantize_to_size(model: str, wishes: Wishes, sizing: Sizing, tuning: Tuning, writing: Writing) -> None:
     """Types by measured damage."""
+    from gguforge.quant.receipt import receipt_path
     from gguforge.runtime.measured import note
 
     name = default_output(model, sizing.label)
@@ -155,7 +156,7 @@ def quantize_to_size(model: str, wishes: Wishes, sizing: Sizing, tuning: Tuning,
         measured = best.measured if better is best.plan else None  # tuning changes what was measured
         plans = writing.divide(writing.stamped(better, measured))
         written = writing.execute(plans, name, sizing.label, {}, wishes.explain)
-    if measured is not None and written is not None and writing.receipt is not False:
+    if measured is not None and written is not None and receipt_path(written).exists():
         note(measured, written)
     tuning.prove(model, written, writing)
 

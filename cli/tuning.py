@@ -115,6 +115,7 @@ class Tuning:
         """Measure a tuned file on chunks of the text that tuning has not read; say so, and note it in the receipt."""
         if self.text is None or self.quality not in TEXT_LEVELS or output is None:
             return
+        from gguforge.quant.receipt import receipt_path
         from gguforge.runtime.evaluate import evaluate
         from gguforge.runtime.measured import measurement, note
         from gguforge.runtime.tuning_text import proof_chunks
@@ -128,7 +129,7 @@ class Tuning:
                 progress=lambda done, total, _: bar(done, total),
             )  # fmt: skip
         measured = measurement(found, self.text, model, skip)
-        if writing.receipt is not False:
+        if receipt_path(output).exists():
             note(measured, output)
         if not writing.quiet:
             click.echo(f"{measured.words()}, which tuning has not read", err=True)

@@ -37,7 +37,8 @@ def default_workers(plan: Plan) -> int:
 
 def encodes(plan: Plan) -> bool:
     """Whether a plan is more than a copy: more than an eighth of its elements changes its type."""
-    encoded = (t.elements for t in plan.tensors if not t.is_copy or t.source.extent is None)
+    made = (t for t in plan.tensors if not t.is_copy or t.source.extent is None or t.source.stored is not t.source)
+    encoded = (t.elements for t in made)
     return 8 * sum(encoded) > plan.elements
 
 

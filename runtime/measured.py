@@ -34,7 +34,7 @@ def measurement(
 
 
 def note(measured: Measurement, model: str | os.PathLike[str]) -> None:
-    """Write a measurement into the receipt beside a model.
+    """Write a measurement into the receipt that lies beside a model.
 
     Raises:
         InputError: there is none, or it is of another file.

@@ -26,9 +26,7 @@ def test_exact_is_the_default(folder: Path, tmp_path: Path) -> None:
 
 def test_best_reads_the_text_and_tidies_up(folder: Path, tmp_path: Path) -> None:
     words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "best", "-f", folder / "text.txt"]
-    found = run(
-        *words, "--calibration-chunks", 1, "--threads", 1, "-o", tmp_path / "a.gguf", "--json", "-q", "--receipt"
-    )
+    found = run(*words, "--calibration-chunks", 1, "--threads", 1, "-o", tmp_path / "a.gguf", "--json", "-q")
     assert json.loads(found.stdout)["output"] == str(tmp_path / "a.gguf")
     assert found.stderr == ""
     assert not list(tmp_path.glob("*.tune"))
@@ -47,7 +45,7 @@ def test_a_forecast_before_the_work(folder: Path, tmp_path: Path) -> None:
 
 
 def test_high_needs_no_text(folder: Path, tmp_path: Path) -> None:
-    words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "high", "--threads", 1, "--receipt"]
+    words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "high", "--threads", 1]
     done = run(*words, "-o", tmp_path / "a.gguf")
     assert "tuning on 8 chunks takes about " in done.stderr
     assert not run("verify", tmp_path / "a.gguf").returncode
@@ -58,7 +56,7 @@ def test_what_was_tuned_is_proved_on_the_end_of_the_text(folder: Path, tmp_path:
     text.write_text("".join(f"{i} hello user, a list. " for i in range(800)), encoding="utf-8")
     out = tmp_path / "a.gguf"
     words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "high", "-f", text, "--threads", 1]
-    done = run(*words, "--calibration-chunks", 1, "-o", out, "--receipt")
+    done = run(*words, "--calibration-chunks", 1, "-o", out)
     assert re.search(r"KLD 0\.\d+ ± 0\.\d+ from model.gguf on 1 chunks of 512 tokens of long.txt", done.stderr)
     (measured,) = json.loads(Path(f"{out}.json").read_text())["measured"]
     assert measured["skip"] >= 15
