@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +25,7 @@ from gguforge.quant.reader import read_gguf
 from gguforge.quant.writer import write
 from gguforge.runtime.checks import check_runnable
 from gguforge.runtime.library import library, load_model
+from gguforge.runtime.loaded import Closing
 from gguforge.runtime.prompt import Message, Prompter
 from gguforge.runtime.vocabulary import Vocabulary
 
@@ -47,7 +47,7 @@ class Identity:
     template_sha256: str
 
 
-class Tokenizer:
+class Tokenizer(Closing):
     """Turns text and conversations into tokens.
 
     Args:
@@ -87,14 +87,6 @@ class Tokenizer:
         if self._owned and self._model:
             library().llama_model_free(self._model)
         self._model = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def bos(self) -> int | None:

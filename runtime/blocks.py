@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguforge.quant.constants import GGUFValueType, Keys
-from gguforge.quant.errors import EngineError
 from gguforge.quant.metadata import Value, string, uint32
 from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.roles import layer
 from gguforge.quant.sources import ArraySource
 from gguforge.runtime.forward import Tokens
-from gguforge.runtime.library import LOG, library, load_model
+from gguforge.runtime.loaded import Loaded
 from gguforge.runtime.probe import Found, Probe, Stage
 
 STUB_VOCABULARY = 32
@@ -79,7 +75,7 @@ def _metadata(plan: Plan, number: int, count: int, rows: int) -> dict[str, Value
     return found | {f"{name}.block_count": uint32(1), f"{name}.vocab_size": uint32(rows)}
 
 
-class BlockRunner:
+class BlockRunner(Loaded):
     """A file whose block number `layer` is run on chunks of tokens or of hidden states.
 
     Args:
@@ -97,20 +93,11 @@ class BlockRunner:
     def __init__(
         self, path: str | os.PathLike[str], *, layer: int, head: bool, chunk: int, width: int, threads: int
     ) -> None:
-        self._llama = llama = library()
-        self.probe, self._path = Probe(layer, head), Path(path)
-        self._model, self._context, self._batch = load_model(Path(path)), None, None
-        params = llama.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = chunk
-        params.n_outputs_max, params.n_outputs_max_per_seq = chunk, 0
-        params.n_threads = params.n_threads_batch = threads
-        params.no_perf = True
-        params.cb_eval = self.probe.callback
-        self._context = llama.llama_init_from_model(self._model, params)
-        if not self._context:
-            self.close()
-            raise EngineError(f"llama.cpp cannot make a context: {LOG.reason() or 'no reason given'}", path=path)
-        self._batch = batch = llama.llama_batch_init(chunk, width, 1)
+        self.probe = Probe(layer, head)
+        size = {"n_batch": chunk, "n_ubatch": chunk, "n_outputs_max": chunk, "n_outputs_max_per_seq": 0}
+        callback = self.probe.callback
+        super().__init__(path, context=chunk, threads=threads, continues=False, **size, cb_eval=callback)
+        self._batch = batch = self._llama.llama_batch_init(chunk, width, 1)
         batch.n_tokens = chunk
         as_array = np.ctypeslib.as_array
         self._given = as_array(batch.embd, (chunk, width)) if width else as_array(batch.token, (chunk,))
@@ -126,8 +113,7 @@ class BlockRunner:
         self.probe.begin(stage, output)
         code = self._llama.llama_decode(self._context, self._batch)
         if code:
-            reason = LOG.reason() or "no reason given"
-            raise EngineError(f"llama.cpp failed to evaluate (code {code}): {reason}", path=self._path)
+            raise self._failure(code)
         self.probe.check()
         return self.probe.found
 
@@ -140,16 +126,5 @@ class BlockRunner:
         """Free everything; a second call does nothing."""
         if self._batch is not None:
             self._llama.llama_batch_free(self._batch)
-        if self._context:
-            self._llama.llama_free(self._context)
-        if self._model:
-            self._llama.llama_model_free(self._model)
-        self._model = self._context = self._batch = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._batch = None
+        super().close()

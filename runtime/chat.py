@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gguforge.quant.errors import InputError
 from gguforge.runtime.engine import Engine, Stats
+from gguforge.runtime.loaded import Closing
 from gguforge.runtime.prompt import Message, Prompter
 from gguforge.runtime.sampling import Sampling
 from gguforge.runtime.transcript import read_transcript, write_transcript
@@ -39,7 +40,7 @@ class Turn:
     history_before: int | None = None
 
 
-class ChatSession:
+class ChatSession(Closing):
     """Asks, remembers, forgets.
 
     Args:
@@ -277,12 +278,6 @@ class ChatSession:
     def close(self) -> None:
         """Free the sampler; the engine is the caller's."""
         self._sampler.close()
-
-    def __enter__(self) -> ChatSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _split_thoughts(text: str) -> tuple[str, str]:

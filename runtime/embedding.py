@@ -7,34 +7,37 @@ from __future__ import annotations
 
 import ctypes
 import os
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguforge.quant.errors import EngineError
 from gguforge.quant.reader import GGUFFile
-from gguforge.quant.splits import read_model
-from gguforge.runtime.checks import check_runnable
-from gguforge.runtime.fit import choose_context
-from gguforge.runtime.library import LOG, library, load_model
-from gguforge.runtime.machine import available_memory, physical_cores
+from gguforge.runtime.library import LOG
+from gguforge.runtime.loaded import Loaded, read_runnable
+from gguforge.runtime.machine import physical_cores
 
 FROM_FILE, MEAN = -1, 1  # llama_pooling_type
 
 
-class Embedder:
+class Embedder(Loaded):
     """A loaded model that embeds texts.
 
     Attributes:
         width: numbers of an embedding.
     """
 
-    def __init__(self, file: GGUFFile, model: Any, context: int, threads: int) -> None:
-        self._llama, self._file, self._model, self._size = library(), file, model, context
-        self.width = int(self._llama.llama_model_n_embd(model))
-        self._context: Any = self._make_context(threads)
+    def __init__(self, file: GGUFFile, context: int, threads: int) -> None:
+        architecture = file.metadata["general.architecture"].value
+        named = file.metadata.get(f"{architecture}.pooling_type")
+        pooling = FROM_FILE if named is not None and named.value else MEAN
+        size = {"n_batch": context, "n_ubatch": context}  # attention in both directions is one graph
+        super().__init__(
+            file.path, context=context, threads=threads, continues=False, **size, embeddings=True, pooling_type=pooling
+        )
+        self._size = context
+        self.width = int(self._llama.llama_model_n_embd(self.model))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, context: int, threads: int | None = None) -> Self:
@@ -50,29 +53,8 @@ class Embedder:
             EngineError: llama.cpp cannot run it, or it does not fit.
             OSError: it cannot be read.
         """
-        file = read_model(path)
-        check_runnable(file)
-        choose_context(file, context, available_memory())
-        model = load_model(file.path)
-        try:
-            return cls(file, model, context, threads or physical_cores())
-        except BaseException:
-            library().llama_model_free(model)
-            raise
-
-    def _make_context(self, threads: int) -> Any:
-        LOG.complaints.clear()
-        params = self._llama.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = self._size  # attention in both directions is one graph
-        params.n_threads = params.n_threads_batch = threads
-        params.embeddings = True
-        architecture = self._file.metadata["general.architecture"].value
-        named = self._file.metadata.get(f"{architecture}.pooling_type")
-        params.pooling_type = FROM_FILE if named is not None and named.value else MEAN
-        made = self._llama.llama_init_from_model(self._model, params)
-        if not made:
-            raise EngineError(f"llama.cpp cannot embed: {LOG.reason() or 'no reason given'}", path=self._file.path)
-        return made
+        file, _ = read_runnable(path, context, continues=False)
+        return cls(file, context, threads or physical_cores())
 
     def embed(self, text: str) -> NDArray[np.float32]:
         """The embedding of a text, of length 1, shape (width,). What is longer than the context is cut off.
@@ -88,32 +70,16 @@ class Embedder:
         code = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(pointer, len(tokens)))
         found = None if code else self._llama.llama_get_embeddings_seq(self._context, 0)
         if not found:
-            raise EngineError(f"llama.cpp failed to embed (code {code}): {LOG.reason()}", path=self._file.path)
+            raise EngineError(f"llama.cpp failed to embed (code {code}): {LOG.reason()}", path=self._path)
         states = np.ctypeslib.as_array(found, (self.width,)).copy()
         return np.asarray(states / max(float(np.linalg.norm(states)), 1e-12), np.float32)
 
     def _tokens(self, text: bytes) -> NDArray[np.int32]:
         """As the model was trained to read texts; nothing in it acts as a control token."""
-        vocabulary = self._llama.llama_model_get_vocab(self._model)
+        vocabulary = self._llama.llama_model_get_vocab(self.model)
         tokens = np.empty(len(text) + 16, np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         count = self._llama.llama_tokenize(vocabulary, text, len(text), pointer, len(tokens), True, False)
         if count <= self._size:
             return tokens[:count]
         return np.concatenate([tokens[: self._size - 1], tokens[count - 1 : count]])  # what ends a text stays
-
-    def close(self) -> None:
-        """Free everything; a second call does nothing."""
-        if self._context:
-            self._llama.llama_free(self._context)
-        if self._model:
-            self._llama.llama_model_free(self._model)
-        self._model = self._context = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -11,18 +11,15 @@ import os
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from gguforge.quant.constants import LlamaFileType
 from gguforge.quant.errors import EngineError
 from gguforge.quant.reader import GGUFFile
-from gguforge.quant.splits import read_model
-from gguforge.runtime.checks import check_continues, check_runnable
-from gguforge.runtime.fit import choose_context, positions
-from gguforge.runtime.library import LOG, library, load_model, new_context
-from gguforge.runtime.machine import available_memory, physical_cores
+from gguforge.runtime.fit import positions
+from gguforge.runtime.library import LOG
+from gguforge.runtime.loaded import Loaded, read_runnable
+from gguforge.runtime.machine import physical_cores
 from gguforge.runtime.sampling import Sampler
 from gguforge.runtime.vocabulary import Vocabulary
 
@@ -53,7 +50,7 @@ class Stats:
         return (self.generated_tokens - 1) / self.generation_seconds if self.generation_seconds else 0.0
 
 
-class Engine:
+class Engine(Loaded):
     """A loaded model with a context.
 
     Attributes:
@@ -69,15 +66,17 @@ class Engine:
                 print(piece, end="", flush=True)
     """
 
-    def __init__(self, file: GGUFFile, model: Any, context: Any, threads: int) -> None:
-        self._llama = library()
-        self._model, self._context = model, context
-        self._memory = self._llama.llama_get_memory(context)
+    def __init__(self, file: GGUFFile, context: int, threads: int) -> None:
+        super().__init__(file.path, context=context, threads=threads)
+        with self.closed_on_error():
+            if self._llama.llama_model_is_diffusion(self.model):
+                raise EngineError("is not a model that continues text (a diffusion model)", path=file.path)
+            self.vocabulary = Vocabulary(self.model)
+        self._memory = self._llama.llama_get_memory(self._context)
         self.file = file
         self.threads = threads
-        size = int(self._llama.llama_n_ctx(context))  # rounded up by llama.cpp
+        size = int(self._llama.llama_n_ctx(self._context))  # rounded up by llama.cpp
         self.context = min(size, positions(file) or size)
-        self.vocabulary = Vocabulary(model)
         self._held: list[int] = []  # tokens whose keys and values the context holds
         self._interrupted = False
         self._one = (ctypes.c_int32 * 1)()
@@ -107,37 +106,8 @@ class Engine:
             OSError: it cannot be read.
         """
         LOG.verbose = verbose
-        file = read_model(path)
-        check_runnable(file)
-        check_continues(file)
-        tokens = choose_context(file, context, available_memory())
-        workers = threads or physical_cores()
-        llama, model = library(), load_model(file.path)
-        made = None
-        try:
-            _check_generates(llama, model, file.path)
-            made = new_context(model, file.path, context=tokens, threads=workers)
-            return cls(file, model, made, workers)
-        except BaseException:
-            if made:
-                llama.llama_free(made)
-            llama.llama_model_free(model)
-            raise
-
-    def close(self) -> None:
-        """Free the context and the model; a second call does nothing."""
-        if self._model is not None:
-            self._llama.llama_free(self._context)
-            self._llama.llama_model_free(self._model)
-            self._model = self._context = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        file, tokens = read_runnable(path, context)
+        return cls(file, tokens, threads or physical_cores())
 
     def interrupt(self) -> None:
         """Stop what is evaluated or generated until `resume`; safe in a signal handler and from another thread."""
@@ -150,7 +120,7 @@ class Engine:
     @property
     def trained_context(self) -> int:
         """Tokens of context that the model was trained for."""
-        return int(self._llama.llama_model_n_ctx_train(self._model))
+        return int(self._llama.llama_model_n_ctx_train(self.model))
 
     @property
     def tokens_held(self) -> int:
@@ -271,10 +241,7 @@ class Engine:
         if code:
             self._held.clear()
             self._llama.llama_memory_clear(self._memory, True)
-            raise EngineError(
-                f"llama.cpp failed to evaluate (code {code}): {LOG.reason() or 'no reason given'}",
-                path=self.file.path,
-            )
+            raise self._failure(code)
 
 
 def _rounded(count: int) -> str:
@@ -294,12 +261,3 @@ def type_name(file: GGUFFile) -> str:
     for tensor in file.tensors:
         sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
     return max(sizes, key=lambda name: sizes[name], default="")
-
-
-def _check_generates(llama: Any, model: Any, path: Path) -> None:
-    if (
-        llama.llama_model_has_encoder(model)
-        or not llama.llama_model_has_decoder(model)
-        or llama.llama_model_is_diffusion(model)
-    ):
-        raise EngineError("is not a model that continues text (an encoder or a diffusion model)", path=path)

@@ -9,19 +9,16 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gguforge.quant.errors import EngineError, InputError
+from gguforge.quant.errors import InputError
 from gguforge.quant.reader import GGUFFile
-from gguforge.quant.splits import read_model
-from gguforge.runtime.checks import check_continues, check_runnable
-from gguforge.runtime.fit import choose_context
-from gguforge.runtime.library import LOG, library, load_model
-from gguforge.runtime.machine import available_memory, physical_cores
+from gguforge.runtime.library import LOG
+from gguforge.runtime.loaded import Loaded, read_runnable
+from gguforge.runtime.machine import physical_cores
 
 BATCH = 512  # tokens, llama.cpp's own choice for one graph
 MAX_TEXT_BYTES = 1 << 30  # llama.cpp counts bytes and tokens in 32 bits
@@ -30,28 +27,28 @@ Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 
 
-class Forward:
+class Forward(Loaded):
     """A loaded model that reads chunks.
 
     Attributes:
         file: the file's header.
-        model: llama.cpp's model.
         chunk: tokens of a chunk.
         vocabulary_size: scores that one position has.
         bos: the token that every chunk begins with, None when the vocabulary wants none.
     """
 
-    def __init__(self, file: GGUFFile, model: Any, chunk: int) -> None:
-        self._llama = llama = library()
-        self.file, self.model, self.chunk = file, model, chunk
-        self._vocabulary = llama.llama_model_get_vocab(model)
+    def __init__(self, file: GGUFFile, chunk: int, threads: int, **fields: Any) -> None:
+        super().__init__(file.path, context=chunk, threads=threads, **fields)
+        self.file, self.chunk = file, chunk
+        llama = self._llama
+        self._vocabulary = llama.llama_model_get_vocab(self.model)
         self.vocabulary_size = int(llama.llama_vocab_n_tokens(self._vocabulary))
         bos = int(llama.llama_vocab_bos(self._vocabulary))
         self.bos = bos if llama.llama_vocab_get_add_bos(self._vocabulary) and bos >= 0 else None
-        self._context: Any = None
         self._interrupted = False
         self._batch = _Batch(llama, min(BATCH, chunk))
         self._abort = llama.ggml_abort_callback(lambda _: self._interrupted)
+        llama.llama_set_abort_callback(self._context, self._abort, None)
 
     @classmethod
     def open(
@@ -80,57 +77,17 @@ class Forward:
             OSError: it cannot be read.
         """
         LOG.verbose = verbose
-        file = read_model(path)
-        check_runnable(file)
-        check_continues(file)
-        choose_context(file, chunk, available_memory())
-        llama, model = library(), load_model(file.path)
-        if llama.llama_model_has_encoder(model) or not llama.llama_model_has_decoder(model):
-            llama.llama_model_free(model)
-            raise EngineError("is not a model that continues text (an encoder)", path=file.path)
-        made = cls(file, model, chunk)
-        try:
-            made._make_context(threads or physical_cores(), outputs, callback)
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-    def _make_context(self, threads: int, outputs: int, callback: Any) -> None:
-        LOG.complaints.clear()
-        params = self._llama.llama_context_default_params()
-        params.n_ctx = self.chunk
-        params.n_batch = params.n_ubatch = min(BATCH, self.chunk)  # one batch is one graph
-        params.n_outputs_max, params.n_outputs_max_per_seq = min(outputs, params.n_batch), 0
-        params.n_threads = params.n_threads_batch = threads
-        params.no_perf = True
+        file, _ = read_runnable(path, chunk)
+        size = min(BATCH, chunk)
+        fields = {"n_batch": size, "n_ubatch": size, "n_outputs_max": min(outputs, size), "n_outputs_max_per_seq": 0}
         if callback is not None:
-            params.cb_eval = callback
-        self._context = self._llama.llama_init_from_model(self.model, params)
-        if not self._context:
-            raise EngineError(
-                f"llama.cpp cannot make a context of {self.chunk} tokens: {LOG.reason() or 'no reason given'}",
-                path=self.file.path,
-                remedy="Try a smaller --context.",
-            )
-        self._llama.llama_set_abort_callback(self._context, self._abort, None)
+            fields["cb_eval"] = callback
+        return cls(file, chunk, threads or physical_cores(), **fields)
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
         self._batch.close()
-        if self._context:
-            self._llama.llama_free(self._context)
-        if self.model:
-            self._llama.llama_model_free(self.model)
-        self.model = self._context = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().close()
 
     def interrupt(self) -> None:
         """Stop in the middle of a batch, for good; safe in a signal handler and from another thread."""
@@ -202,10 +159,7 @@ class Forward:
             if code == 2 or self._interrupted:
                 return
             if code:
-                raise EngineError(
-                    f"llama.cpp failed to evaluate (code {code}): {LOG.reason() or 'no reason given'}",
-                    path=self.file.path,
-                )
+                raise self._failure(code)
             positions = np.flatnonzero(flags)
             if len(positions):
                 yield start + positions, self._logits(len(positions))

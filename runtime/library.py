@@ -97,8 +97,11 @@ def load_model(path: Path, *, vocab_only: bool = False) -> Any:
     return model
 
 
-def new_context(model: Any, path: Path, *, context: int, threads: int) -> Any:
+def new_context(model: Any, path: Path, *, context: int, threads: int, **fields: Any) -> Any:
     """A context of `context` tokens that computes on `threads` threads.
+
+    Args:
+        fields: further ones of llama_context_params; without them a batch has 512 tokens and is one graph.
 
     Raises:
         EngineError: llama.cpp cannot make it, as a rule for want of memory.
@@ -110,12 +113,15 @@ def new_context(model: Any, path: Path, *, context: int, threads: int) -> Any:
     params.n_batch = params.n_ubatch = min(512, context)
     params.n_threads = params.n_threads_batch = threads
     params.no_perf = True
+    for name, value in fields.items():
+        assert hasattr(params, name)
+        setattr(params, name, value)
     made = llama.llama_init_from_model(model, params)
     if not made:
         raise EngineError(
             f"llama.cpp cannot make a context of {context} tokens: {LOG.reason() or 'no reason given'}",
             path=path,
-            remedy="Try a smaller --context.",
+            remedy="A smaller context takes less memory.",
         )
     return made
 

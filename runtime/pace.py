@@ -15,16 +15,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
-from gguforge.quant.errors import EngineError, InputError
+from gguforge.quant.errors import InputError
 from gguforge.quant.files import replacing
 from gguforge.quant.plan import Plan
 from gguforge.quant.splits import read_model
 from gguforge.runtime.checks import check_runnable
-from gguforge.runtime.library import library, load_model, new_context
+from gguforge.runtime.loaded import Loaded
 
 WARMING = 4  # tokens that are not counted: pages are read, threads started
 SECONDS = 1.5  # of measuring, at least MINIMUM tokens
@@ -139,24 +139,21 @@ def measure_decoding(path: str | os.PathLike[str], threads: int, seconds: float 
     """
     file = read_model(path)
     check_runnable(file)
-    llama, model = library(), load_model(file.path)
-    try:
-        context = new_context(model, file.path, context=WARMING + MAXIMUM, threads=threads)
-        try:
-            return statistics.median(_times(llama, context, file.path, seconds))
-        finally:
-            llama.llama_free(context)
-    finally:
-        llama.llama_model_free(model)
+    with _Clock(file.path, context=WARMING + MAXIMUM, threads=threads, continues=False) as clock:
+        return statistics.median(clock.times(seconds))
 
 
-def _times(llama: Any, context: Any, path: Path, seconds: float) -> Sequence[float]:
-    one = (ctypes.c_int32 * 1)(1)
-    times: list[float] = []
-    while len(times) < WARMING + MAXIMUM and (len(times) < WARMING + MINIMUM or sum(times[WARMING:]) < seconds):
-        begun = time.perf_counter()
-        if code := llama.llama_decode(context, llama.llama_batch_get_one(one, 1)):
-            raise EngineError(f"llama.cpp failed to evaluate (code {code})", path=path)
-        llama.llama_synchronize(context)
-        times.append(time.perf_counter() - begun)
-    return times[WARMING:]
+class _Clock(Loaded):
+    """A model whose tokens are timed."""
+
+    def times(self, seconds: float) -> Sequence[float]:
+        """Seconds of each token, one after the other, until `seconds` have passed."""
+        llama, one = self._llama, (ctypes.c_int32 * 1)(1)
+        times: list[float] = []
+        while len(times) < WARMING + MAXIMUM and (len(times) < WARMING + MINIMUM or sum(times[WARMING:]) < seconds):
+            begun = time.perf_counter()
+            if code := llama.llama_decode(self._context, llama.llama_batch_get_one(one, 1)):
+                raise self._failure(code)
+            llama.llama_synchronize(self._context)
+            times.append(time.perf_counter() - begun)
+        return times[WARMING:]

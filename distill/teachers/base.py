@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self
+from abc import abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +11,10 @@ from gguforge.distill.sampling import Doubles, Reducer
 from gguforge.distill.shards import Ids, Kind, Rows
 from gguforge.distill.targets import TeacherRecord
 from gguforge.distill.tokens import Tokenizer
+from gguforge.runtime.loaded import Closing
 
 
-class Teacher(ABC):
+class Teacher(Closing):
     """A teacher that was opened.
 
     Attributes:
@@ -52,15 +51,3 @@ class Teacher(ABC):
     @abstractmethod
     def interrupt(self) -> None:
         """Stop at once, for good; safe in a signal handler."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free everything; a second call does nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

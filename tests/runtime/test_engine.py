@@ -13,7 +13,7 @@ from gguforge.quant.errors import EngineError, GGUFError
 from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.splits import Limits, divide, named, read_model
 from gguforge.quant.writer import write_all
-from gguforge.runtime import engine as engine_module
+from gguforge.runtime import loaded as loaded_module
 from gguforge.runtime.engine import Engine, Stats
 from gguforge.runtime.fit import needs
 from gguforge.runtime.sampling import GREEDY
@@ -119,7 +119,7 @@ def test_unknown_architecture(tmp_path: Path) -> None:
 def test_damage_is_told_before_llama_cpp_sees_it(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
+    monkeypatch.setattr(loaded_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
     data = tiny_path.read_bytes()
     for size in (0, 4, 100, 5000, len(data) - 1):
         path = tmp_path / f"{size}.gguf"
@@ -129,7 +129,7 @@ def test_damage_is_told_before_llama_cpp_sees_it(
 
 
 def test_tokenizer_lists_must_match(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
+    monkeypatch.setattr(loaded_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
     data = tiny_path.read_bytes()
     path = tmp_path / "m.gguf"
     path.write_bytes(
@@ -152,7 +152,7 @@ def test_tokenizer_lists_must_match(tiny_path: Path, tmp_path: Path, monkeypatch
 def test_numbers_that_llama_cpp_dies_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, float | int]
 ) -> None:
-    monkeypatch.setattr(engine_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
+    monkeypatch.setattr(loaded_module, "load_model", lambda *_: pytest.fail("reached llama.cpp"))
     with pytest.raises(GGUFError, match=next(iter(extra))):
         Engine.open(write_tiny_model(tmp_path / "m.gguf", extra=extra))
 
