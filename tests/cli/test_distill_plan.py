@@ -35,9 +35,8 @@ def test_a_measurement_with_another_type_is_refused(folder: Path) -> None:
 
 def test_a_teacher_too_small_for_students_is_refused(tmp_path: Path) -> None:
     build(Case(like(SMALL_K, hidden_size=64, num_hidden_layers=1)), tmp_path).rename(tmp_path / "teacher")
-    for words in ([], ["--speed", 5], ["--from", "scratch"]):
-        done = run("distill", "plan", "--teacher", tmp_path / "teacher", "--memory", "1GB", "-q", *words)
-        refused(done, "the teacher is too small for a smaller student of 256 channels")
+    done = run("distill", "plan", "--teacher", tmp_path / "teacher", "--memory", "1GB", "-q", "--speed", 5)
+    refused(done, "the teacher is too small for a smaller student of 256 channels")
 
 
 @pytest.mark.parametrize(
@@ -51,17 +50,6 @@ def test_options_that_belong_together(words: list[str], message: str) -> None:
     refused(run("distill", "plan", *words), message, code=2)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--memory", "much"], "'much' is no size"),
-        (["--memory", "1GB", "--cache-type", "q9"], "unknown cache type 'q9'. Known: f32, f16"),
-        (
-            ["--memory", "1GB", "--budget", "soon"],
-            "'soon' is no budget (expected hours or tokens, such as 12h or 500M)",
-        ),
-        (["--memory", "1GB", "--from", "cut"], "only a checkpoint can be cut"),
-    ],
-)
-def test_what_cannot_be_used_is_one_line(words: list[str], message: str) -> None:
-    refused(run("distill", "plan", *words), message)
+def test_a_budget_that_is_none_is_one_line() -> None:
+    done = run("distill", "plan", "--memory", "1GB", "--budget", "soon")
+    refused(done, "'soon' is no budget (expected hours or tokens, such as 12h or 500M)")

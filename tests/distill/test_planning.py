@@ -23,7 +23,7 @@ from gguforge.distill.planning.family import Family, family_of
 from gguforge.distill.planning.search import Limits, Planner, propose
 from gguforge.distill.planning.shapes import BILLION, Shape, cut_shapes, new_shapes
 from gguforge.distill.recipe import read_recipe
-from gguforge.quant.errors import InputError
+from gguforge.quant.errors import GGUForgeError, InputError
 from gguforge.quant.plan import Plan
 from gguforge.runtime.memory import buffers
 from gguforge.runtime.pace import Pace, Point, bytes_per_token
@@ -76,7 +76,7 @@ def test_forecast_memory_is_that_of_the_converted_student(tmp_path: Path, config
         assert found.plan.elements == pytest.approx(shape.weights(family.vocabulary), rel=0.01)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(40, 140), st.floats(5, 200), st.booleans())
 def test_what_is_proposed_keeps_to_the_limits(planner: Planner, megabytes: int, speed: float, cut: bool) -> None:
     planner.limits = replace(planner.limits, memory=megabytes * MEGABYTE, speed=speed)
@@ -88,7 +88,7 @@ def test_what_is_proposed_keeps_to_the_limits(planner: Planner, megabytes: int, 
     assert len({one.shape.hidden for one in found}) == len(found)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(40, 140), st.integers(0, 60), st.floats(5, 200), st.floats(0, 50), st.booleans())
 def test_more_memory_and_less_speed_give_no_smaller_student(
     planner: Planner, megabytes: int, more: int, speed: float, less: float, cut: bool
@@ -194,6 +194,22 @@ def test_the_recipe_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     made = plan_checkpoint(tmp_path / "out" / "checkpoint", "Q4_K_M")
     assert made.metadata["llama.block_count"].value == found["layers"]
     assert recipe.schedule.rate == (1e-4 if start == "cut" else 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--memory", "much"], "'much' is no size"),
+        (["--memory", "1GB", "--cache-type", "q9"], "unknown cache type 'q9'. Known: f32, f16"),
+        (["--memory", "1GB", "--from", "cut"], "only a checkpoint can be cut"),
+        (["--memory", "1GB", "-f", "a.txt", "-o", "no/such/folder/recipe.toml"], "no such folder"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(words: list[str], message: str) -> None:
+    done = planned(*words)
+    assert isinstance(done.exception, GGUForgeError)
+    assert message in str(done.exception)
+    assert done.stdout == ""
 
 
 def test_a_gguf_teacher_gives_a_recipe_that_collects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
