@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gguforge.quant.blocks.fields import RANGES
+from gguforge.quant.blocks.fields import LEGACY, RANGES
 from gguforge.quant.constants import GGMLQuantizationType
 from gguforge.quant.embedding import EMBEDDING, embedding_moments
 from gguforge.quant.errors import DataError
@@ -104,15 +104,16 @@ class EncodedSource(Source):
 def refine_plan(plan: Plan) -> Plan:
     """The same plan with the better search for all k-quants that are to be encoded.
 
-    The token embedding is encoded with feedback where it is known what reads it: see `embedding_moments`.
+    The token embedding, of legacy types too, is encoded with feedback where it is known what reads it: see
+    `embedding_moments`.
     """
     moments = embedding_moments(plan)
     return replace(plan, tensors=tuple(_refined(tensor, moments) for tensor in plan.tensors))
 
 
 def _refined(tensor: TensorPlan, moments: Floats | None) -> TensorPlan:
-    if tensor.is_copy or tensor.type not in RANGES:
-        return tensor
     fits = tensor.name == EMBEDDING and moments is not None and len(moments) == tensor.row_length
+    if tensor.is_copy or tensor.type not in ({*RANGES, *LEGACY} if fits else RANGES):
+        return tensor
     known = damped(moments) if fits and moments is not None else None
     return replace(tensor, source=RefinedSource(tensor.source, tensor.type, tensor.importance, known))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from running import refused, run
 
+from gguforge.quant.blocks import decode, encode
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.imatrix import Entry, ImportanceMatrix, write_imatrix
 from gguforge.quant.quantize import plan_of_file
@@ -23,7 +24,8 @@ from gguforge.quant.writer import write
 sys.path.insert(0, str(Path(__file__).parents[1] / "quant"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
 import models
-from checkpoints import SMALL_K, Case, build
+from checkpoints import SMALL_K, Case, build, shapes, weights, write_shards
+from checkpoints import encode as stored
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +211,28 @@ def test_weights_on_a_grid(model: Path, tmp_path: Path) -> None:
     out.write_bytes(data)
     Path(f"{out}.json").unlink()
     refused(run("verify", out, "--source", floats, "--all"), "blk.1.ffn_down.weight has other bytes")
+
+
+def test_a_checkpoint_on_a_grid(tmp_path: Path) -> None:
+    """As training on the blocks of Q4_0 leaves it; rows of queries and keys are permuted on the way."""
+    case, tensors = Case(SMALL_K), {}
+    folder, out = build(case, tmp_path), tmp_path / "m.gguf"
+    for name, shape in shapes(case).items():
+        numbers = np.frombuffer(weights(name, shape, "F32")[2], "<f4").reshape(shape)
+        if len(shape) == 2:
+            numbers = decode(encode(decode(encode(numbers, T.Q4_0), T.Q4_0), T.BF16), T.BF16)
+        tensors[name] = ("BF16", shape, stored(numbers, "BF16"))
+    write_shards(folder, tensors, 1)
+    done = run("convert", folder, "-t", "Q4_0", "-o", out)
+    assert "seem to lie on the grid of Q4_0 already" in done.stderr
+    refused(run("verify", out, "--source", folder, "--all", "--prune-layers", "99"), "has no layer 99")
+    done = run("convert", folder, "-t", "Q4_0", "--quality", "lossless", "-o", out, "--overwrite")
+    assert "being on a quantization grid already" in done.stderr
+    matrices = sum(len(shape) == 2 for shape in shapes(case).values())
+    receipt = receipt_of(out)
+    assert sum(tensor["rule"].startswith("lossless") for tensor in receipt["tensors"]) == matrices
+    assert receipt["sources"].keys() == {"model.safetensors"}
+    assert run("verify", out, "--source", folder, "--all").returncode == 0
 
 
 def test_without_a_receipt(model: Path, tmp_path: Path) -> None:

