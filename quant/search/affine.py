@@ -103,8 +103,9 @@ class AffineFit:
         dot(wl, self.level, out=sums[2])
         dot(wl, self.x, out=sums[3])
         add_up(wl, out=sums[5])
-        found = sums[0:3] * sums[2:5]
-        found -= sums[5] * sums[5:2:-1]
+        shape = 3, sums.shape[1]
+        found = np.multiply(sums[0:3], sums[2:5], out=scratch("found", shape))
+        found -= np.multiply(sums[5], sums[5:2:-1], out=scratch("crossed", shape))
         found[1:] /= found[0]
         determinant, scale, low = found
         above = low > 0
