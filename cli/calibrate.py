@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguforge.cli.chunk_bar import chunk_bar
-from gguforge.cli.common import quiet_option
+from gguforge.cli.common import chunk_options, quiet_option, threads_option
 
 if TYPE_CHECKING:
     from gguforge.quant.imatrix import ImportanceMatrix
@@ -23,13 +23,12 @@ SHOWN_EXPERTS = 8
 @click.argument("model", type=click.Path(), required=False)
 @click.option("-f", "--file", "text", type=click.Path(), help="The text; .jsonl holds conversations, one a line.")
 @click.option("-o", "--output", type=click.Path(), help="The file to write.  [default: MODEL.imatrix.gguf]")
-@click.option("--chunks", type=click.IntRange(1), help="Chunks to read.  [default: all]")
-@click.option("-c", "--context", type=click.IntRange(16), default=512, show_default=True, help="Tokens of a chunk.")
+@chunk_options(16)
 @click.option("--process-output", is_flag=True, help="Collect for output.weight as well.")
 @click.option("--merge", multiple=True, type=click.Path(), help="Add this importance matrix; may be repeated.")
 @click.option("--resume", is_flag=True, help="Go on from what a stopped run left, or add chunks to a finished one.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was collected, by tensor and expert, as JSON.")
 @quiet_option
 def command(

@@ -22,6 +22,23 @@ def quiet_option(command: Command) -> Command:
     return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors and what was asked for.")(command)
 
 
+def threads_option(command: Command) -> Command:
+    """`--threads`, for commands that run a model."""
+    option = click.option(
+        "-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]"
+    )
+    return option(command)
+
+
+def chunk_options(least: int) -> Callable[[Command], Command]:
+    """`--chunks` and `--context`, for commands that read a text in chunks of at least so many tokens."""
+    chunks = click.option("--chunks", type=click.IntRange(1), help="Chunks to read.  [default: all]")
+    context = click.option(
+        "-c", "--context", type=click.IntRange(least), default=512, show_default=True, help="Tokens of a chunk."
+    )
+    return lambda command: chunks(context(command))
+
+
 def gathered(kind: type, name: str, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Add options whose values reach the command as one argument `name`: a dataclass `kind` with a field for each."""
 

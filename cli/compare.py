@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguforge.cli.chunk_bar import stages_bar
-from gguforge.cli.common import in_words, quiet_option, table
+from gguforge.cli.common import chunk_options, in_words, quiet_option, table, threads_option
 
 if TYPE_CHECKING:
     from gguforge.runtime.compare import Candidate, Report
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 @click.option("--prompt", "prompts", multiple=True, help="Ask this of every model, for the report; may be repeated.")
 @click.option("--map-chunks", type=click.IntRange(0), default=2, show_default=True,
               help="Chunks for the report's map of layers and kinds of tensors; 0 for no map.")  # fmt: skip
-@click.option("--chunks", type=click.IntRange(1), help="Chunks to read.  [default: all]")
-@click.option("-c", "--context", type=click.IntRange(4), default=512, show_default=True, help="Tokens of a chunk.")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
+@chunk_options(4)
+@threads_option
 @click.option("--overwrite", is_flag=True, help="Replace the report if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @quiet_option

@@ -6,15 +6,17 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gguforge.cli.common import in_words, quiet_option
+from gguforge.cli.common import gathered, in_words, quiet_option, threads_option
 
 if TYPE_CHECKING:
     from gguforge.distill.collect import Collected, Progress
-
+    from gguforge.distill.collector import Settings
+    from gguforge.distill.teachers.open import TeacherSource
 
 GOOD_TYPES = ("F32", "F16", "BF16", "Q8_0", "unknown")
 """Types of weights that hardly change what a teacher expects."""
@@ -28,19 +30,86 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     return int(number), int(count)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The options of what is kept of a distribution."""
+
+    draws: int
+    independent: bool
+    top_k: int | None
+    full: bool
+
+    def __post_init__(self) -> None:
+        if (self.top_k is not None) + self.full + self.independent > 1:
+            raise click.UsageError("--top-k, --full and --independent exclude each other.")
+
+    def settings(self, **others: Any) -> Settings:
+        from gguforge.distill.collector import Settings
+
+        if self.top_k:
+            return Settings(kind="top-k", size=self.top_k, **others)
+        if self.full:
+            return Settings(kind="full", size=0, **others)
+        return Settings(size=self.draws, draws="independent" if self.independent else "stratified", **others)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The options of who makes the shards."""
+
+    engine: str
+    workers: int
+    gpus: float
+
+    def collect(self, *arguments: Any, **others: Any) -> Collected:
+        """As `gguforge.distill.collect.collect`."""
+        if self.engine == "ray":
+            from gguforge.distill.cluster import collect_with_ray
+
+            return collect_with_ray(*arguments, workers=self.workers, gpus=self.gpus, **others)
+        from gguforge.distill.collect import collect
+
+        return collect(*arguments, **others)
+
+
+@dataclass(frozen=True)
+class Access:
+    """The options of how teachers are run."""
+
+    threads: int | None
+    device: str | None
+    tokenizer: str | None
+    api_key_env: str | None
+
+    def sources(self, teachers: tuple[str, ...], weights: tuple[float, ...]) -> list[TeacherSource]:
+        """Where each teacher is, and its share of the mixture."""
+        from gguforge.distill.teachers.open import TeacherSource
+
+        if weights and len(weights) != len(teachers):
+            raise click.UsageError(f"Give --weight once for each of the {len(teachers)} teachers.")
+        return [
+            TeacherSource(teacher, weight, self.threads, self.device, self.tokenizer, self.api_key_env)
+            for teacher, weight in zip(teachers, weights or [1.0] * len(teachers), strict=True)
+        ]
+
+
 @click.command("collect")
 @click.argument("teachers", nargs=-1, required=True, metavar="TEACHER...")
 @click.option("-f", "--file", "text", type=click.Path(), multiple=True, required=True,
               help="The text; .jsonl holds texts or conversations, one a line. May be repeated. A data set of "
               "the Hub is hub:OWNER/NAME:SPLIT.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(), required=True, help="The folder for the targets.")
-@click.option("-n", "--draws", type=click.IntRange(1, 65536), default=50, show_default=True,
-              help="Tokens drawn from the teacher's distribution, for each token of text.")  # fmt: skip
-@click.option(
-    "--independent", is_flag=True, help="Draw each by itself, not spread evenly over the distribution: noisier."
-)
-@click.option("--top-k", type=click.IntRange(1, 65536), help="Keep the most probable tokens instead: biased.")
-@click.option("--full", is_flag=True, help="Keep every token's probability instead: large.")
+@gathered(
+    Kept,
+    "kept",
+    click.option("-n", "--draws", type=click.IntRange(1, 65536), default=50, show_default=True,
+                 help="Tokens drawn from the teacher's distribution, for each token of text."),
+    click.option(
+        "--independent", is_flag=True, help="Draw each by itself, not spread evenly over the distribution: noisier."
+    ),
+    click.option("--top-k", type=click.IntRange(1, 65536), help="Keep the most probable tokens instead: biased."),
+    click.option("--full", is_flag=True, help="Keep every token's probability instead: large."),
+)  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the draws.")
 @click.option("--temperature", type=click.FloatRange(0.01, 100), default=1.0, show_default=True,
               help="Divide the teacher's scores by this.")  # fmt: skip
@@ -52,33 +121,35 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     "--shard", metavar="I/N", callback=_shard, default="1/1", help="Make every n-th shard only, from the i-th on."
 )
 @click.option("--shard-bytes", type=click.IntRange(1), help="Text of a shard.  [default: 262144; 8192 with --full]")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-              help="Make shards in this process, or by a pool of Ray actors.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Actors of --engine ray.")
-@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs that each actor takes.  [default: 0]")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
-@click.option("--device", help="What torch computes a checkpoint on: cpu, cuda...  [default: a GPU where there is one]")
-@click.option("--tokenizer", type=click.Path(), help="A server's tokenizer: a GGUF file or a checkpoint's folder.")
-@click.option("--api-key-env", metavar="NAME", help="The environment variable that holds a server's key.")
+@gathered(
+    Pool,
+    "pool",
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+                 help="Make shards in this process, or by a pool of Ray actors."),
+    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Actors of --engine ray."),
+    click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs that each actor takes.  [default: 0]"),
+)  # fmt: skip
+@gathered(
+    Access,
+    "access",
+    threads_option,
+    click.option(
+        "--device", help="What torch computes a checkpoint on: cpu, cuda...  [default: a GPU where there is one]"
+    ),
+    click.option("--tokenizer", type=click.Path(), help="A server's tokenizer: a GGUF file or a checkpoint's folder."),
+    click.option("--api-key-env", metavar="NAME", help="The environment variable that holds a server's key."),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was collected as JSON.")
 @quiet_option
 def command(
     teachers: tuple[str, ...],
     text: tuple[str, ...],
     output: str,
-    draws: int,
-    independent: bool,
-    top_k: int | None,
-    full: bool,
+    kept: Kept,
     weights: tuple[float, ...],
     shard: tuple[int, int],
-    engine: str,
-    workers: int,
-    gpus: float,
-    threads: int | None,
-    device: str | None,
-    tokenizer: str | None,
-    api_key_env: str | None,
+    pool: Pool,
+    access: Access,
     as_json: bool,
     quiet: bool,
     **settings: Any,
@@ -100,27 +171,9 @@ def command(
       gguforge distill collect http://127.0.0.1:8000/v1 --tokenizer model/ --top-k 100 -f text.txt -o targets/
       gguforge distill collect teacher-Q8_0.gguf -f text.txt -o targets/ --shard 1/2   # 2/2 on the other laptop
     """
-    if (top_k is not None) + full + independent > 1:
-        raise click.UsageError("--top-k, --full and --independent exclude each other.")
-    if weights and len(weights) != len(teachers):
-        raise click.UsageError(f"Give --weight once for each of the {len(teachers)} teachers.")
-    from gguforge.distill.cluster import collect_with_ray
-    from gguforge.distill.collect import collect
-    from gguforge.distill.collector import Settings
-    from gguforge.distill.teachers.open import TeacherSource
-
-    kind, size = ("top-k", top_k) if top_k else ("full", 0) if full else ("sampled", draws)
-    chosen = Settings(kind=kind, size=size, draws="independent" if independent else "stratified", **settings)  # type: ignore[arg-type]
-    sources = [
-        TeacherSource(teacher, weight, threads, device, tokenizer, api_key_env)
-        for teacher, weight in zip(teachers, weights or [1.0] * len(teachers), strict=True)
-    ]
+    sources = access.sources(teachers, weights)
     with _bar(quiet) as progress:
-        if engine == "ray":
-            pool = {"workers": workers, "gpus": gpus}
-            done = collect_with_ray(sources, text, output, chosen, **pool, shard=shard, progress=progress)  # type: ignore[arg-type]
-        else:
-            done = collect(sources, text, output, chosen, shard=shard, progress=progress)
+        done = pool.collect(sources, text, output, kept.settings(**settings), shard=shard, progress=progress)
     if as_json:
         click.echo(json.dumps({"output": output, **described(done)}))
     elif not quiet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gguforge.cli.chunk_bar import chunk_bar
-from gguforge.cli.common import quiet_option
+from gguforge.cli.common import quiet_option, threads_option
 
 
 @click.command("generate")
@@ -22,7 +22,7 @@ from gguforge.cli.common import quiet_option
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the answers.")
 @click.option("-c", "--context", type=click.IntRange(16), help="Tokens of prompt and answer.  [default: the file's]")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
+@threads_option
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @quiet_option
 def command(

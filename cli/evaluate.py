@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguforge.cli.chunk_bar import chunk_bar
-from gguforge.cli.common import quiet_option, table
+from gguforge.cli.common import chunk_options, quiet_option, table, threads_option
 
 if TYPE_CHECKING:
     from gguforge.runtime.divergence import Comparison, Estimate
@@ -24,9 +24,8 @@ QUANTILE_NAMES = {0.5: "median", 0.9: "90 %", 0.95: "95 %", 0.99: "99 %", 0.999:
 @click.option("--against", type=click.Path(), help="The reference: a GGUF file, or what --save-base wrote.")
 @click.option("--save-base", type=click.Path(), help="Write the log-probabilities here, for --against.")
 @click.option("--imatrix", type=click.Path(), help="Warn when TEXT overlaps the text of this importance matrix.")
-@click.option("--chunks", type=click.IntRange(1), help="Chunks to read.  [default: all]")
-@click.option("-c", "--context", type=click.IntRange(4), default=512, show_default=True, help="Tokens of a chunk.")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: physical cores]")
+@chunk_options(4)
+@threads_option
 @click.option("--overwrite", is_flag=True, help="Replace the file of --save-base if it exists.")
 @click.option("--receipt", is_flag=True, help="Note the divergence in the receipt MODEL.json; wants -f and --against.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
