@@ -10,9 +10,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, u1
-from gguforge.quant.blocks.legacy import pack_nibbles, unpack_nibbles
+from gguforge.quant.blocks.base import Block, Blocks, Bytes, Floats, Kind, u1
+from gguforge.quant.blocks.floats import F32
+from gguforge.quant.blocks.lanes import (
+    Words,
+    as_codes,
+    as_lanes,
+    halves,
+    largest,
+    magnitudes,
+    per_lane,
+    put_lanes,
+    signs,
+    u4,
+)
+from gguforge.quant.blocks.legacy import numbers, pack_nibbles, unpack_nibbles
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.search.base import f32, scratch
 
@@ -40,6 +54,19 @@ def nearest_e2m1(x: Floats, d: Floats) -> Bytes:
     return codes
 
 
+def signed_e2m1(doubled: Bytes, negative: NDArray[np.int8]) -> Bytes:
+    """Codes of numbers: from twice their magnitudes, rounded up, at most 32, and their signs."""
+    codes = (doubled.view(u4) >> np.uint32(1) & np.uint32(0x7F7F7F7F)).view(np.uint8)
+    np.minimum(codes, np.full(codes.shape[1], 4, np.uint8), out=codes)  # a scalar is slow
+    for middle in HALFWAY[4:]:
+        codes += doubled > u8(2 * middle)
+    below = (codes > 0).view(u4) & negative.view(u4)
+    below <<= np.uint32(3)
+    found = codes.view(u4)
+    found |= below
+    return codes
+
+
 def half_of_e8m0(e: Bytes) -> Floats:
     """2^(e - 128), e = 0..255."""
     e32 = e.astype(np.uint32)
@@ -47,17 +74,32 @@ def half_of_e8m0(e: Bytes) -> Floats:
     return halves
 
 
-class MXFP4(Block, type=T.MXFP4, size=32, e=u1, qs=(u1, 16)):
+class MXFP4(Block, type=T.MXFP4, size=32, tile=8192, e=u1, qs=(u1, 16)):
     """4-bit floats with a power-of-two scale: 4.25 bpw."""
 
-    @staticmethod
-    def encode_blocks(x: Floats, w: Floats | None, out: Blocks) -> None:
-        top = np.abs(x).max(axis=1)
+    @classmethod
+    def encode_blocks(cls, x: Floats, w: Floats | None, out: Blocks) -> None:
+        cls.encode_words(x.view(u4), F32, out)
+
+    @classmethod
+    def encode_words(cls, words: Words, stored: Kind, out: Blocks) -> None:
+        lanes = as_lanes(words)
+        negative = signs(lanes)
+        magnitudes(lanes, out=lanes)
+        top = numbers(largest(lanes), stored, "peak")
         # In double precision, rounded to single as C's log2f: it may round up to the next power of two.
         log = np.log2(top.astype(np.float64)).astype(np.float32)
         exponent = np.floor(np.where(top > 0, log, f32(0))).astype(np.int32) + (127 - 2)
         out["e"] = np.where(top > 0, exponent & 255, 0)
-        out["qs"] = pack_nibbles(nearest_e2m1(x, half_of_e8m0(out["e"])[:, None]))
+        usual = (exponent >= 8) & (exponent <= 250)  # 2^(129 - e) is an ordinary number
+        if not (usual | (top == 0)).all():
+            x = numbers(words, stored, "few")
+            out["qs"] = pack_nibbles(nearest_e2m1(x, half_of_e8m0(out["e"])[:, None]))
+            return
+        inverse = np.where(top > 0, 256 - exponent << 23, 0).astype(np.uint32).view(np.float32)
+        t = numbers(lanes, stored, "numbers")
+        t *= per_lane(inverse)
+        put_lanes(halves(signed_e2m1(as_codes(np.ceil(t, out=t)), negative)), out["qs"])
 
     @staticmethod
     def decode_blocks(b: Blocks) -> Any:
