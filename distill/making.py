@@ -229,7 +229,8 @@ def evaluate_file(
         against: what to compare with, by name.
 
     Returns:
-        `perplexity`, and for each name the mean divergence `kld` and the share `same_top`, with standard errors.
+        `perplexity`, and for each name the mean divergence `kld`, the share `same_top` and its own `perplexity`, with
+        standard errors.
     """
     from gguforge.runtime.evaluate import Evaluation, evaluate
 
@@ -255,6 +256,7 @@ def evaluate_file(
             both = found.comparison
             facts["against"][name] = {
                 "kld": asdict(both.mean), "kld_99.9": asdict(both.quantiles[0.999]), "same_top": asdict(both.same_top),
+                "perplexity": asdict(both.base_perplexity),
             }  # fmt: skip
     if "perplexity" not in facts and against and (found := measured(None)) is not None:
         facts |= {"perplexity": asdict(found.perplexity), "positions": found.positions}

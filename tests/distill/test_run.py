@@ -137,6 +137,7 @@ def test_the_whole_way_ends_with_files_and_figures(made: tuple[Path, dict[str, A
     page = (output / "report.html").read_text()
     assert all(f"<td>{name}</td>" in page for name in STAGES)
     assert page.count("<svg") == 4
+    assert "the teacher's perplexity is" in page
     assert "http" not in page
 
 
