@@ -162,7 +162,7 @@ def _files(files: Sequence[Report]) -> str:
     notes = dict.fromkeys(note for one in worth for note in one.get("notes", ()))
     texts = dict.fromkeys(one["text"] for one in worth if one)
     unit = ", nats a token" if read else ""
-    theirs = next((one["against"]["teacher"] for one in worth if "teacher" in one.get("against", {})), {})
+    theirs: Report = next((one["against"]["teacher"] for one in worth if "teacher" in one.get("against", {})), {})
     unit += f"; the teacher's perplexity is {_estimate(theirs['perplexity'], 3)}" if "perplexity" in theirs else ""
     said = f"<p>Measured by llama.cpp on {html.escape(', '.join(texts))}{unit}.</p>" if texts else ""
     rows = [_file_row(file, read, columns) for file in files]
