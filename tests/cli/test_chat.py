@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from tiny_model import write_tiny_model
 
-
-def _load_tiny_model() -> ModuleType:
-    source = Path(__file__).parents[1] / "runtime" / "tiny_model.py"
-    spec = importlib.util.spec_from_file_location("tiny_model_for_cli", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny_model = _load_tiny_model()
 SAID = "Gguf files hold a model.\n"
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    tiny_model.write_tiny_model(
-        folder / "tiny.gguf", extra={"general.sampling.top_k": 7, "general.sampling.mirostat": 2}
-    )
-    tiny_model.write_tiny_model(folder / "endless.gguf", endless=True, context=131072)
-    tiny_model.write_tiny_model(folder / "plain.gguf", template=None)
-    tiny_model.write_tiny_model(folder / "unknown.gguf", architecture="fancynet")
+    write_tiny_model(folder / "tiny.gguf", extra={"general.sampling.top_k": 7, "general.sampling.mirostat": 2})
+    write_tiny_model(folder / "endless.gguf", endless=True, context=131072)
+    write_tiny_model(folder / "plain.gguf", template=None)
+    write_tiny_model(folder / "unknown.gguf", architecture="fancynet")
     return folder
 
 
@@ -176,7 +161,7 @@ def test_a_closed_pipe_is_quiet(models: Path) -> None:
 
 
 def test_an_encoding_that_lacks_the_characters_is_no_failure(models: Path) -> None:
-    path = tiny_model.write_tiny_model(models / "accent.gguf", answer=["▁caf", "<0xC3>", "<0xA9>", "!"])
+    path = write_tiny_model(models / "accent.gguf", answer=["▁caf", "<0xC3>", "<0xA9>", "!"])
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run(
         command(path, "-p", "hello"),

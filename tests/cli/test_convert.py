@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
 from checkpoints import LLAMA, SMALL_K, Case, build
 
 from gguforge.cli.main import main

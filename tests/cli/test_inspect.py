@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 from running import COMMAND, refused, run
 
@@ -23,9 +24,6 @@ from gguforge.quant.plan import Plan, TensorPlan
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.sources import FileSource
 from gguforge.quant.writer import write
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "quant"))
-import models
 
 TEMPLATE = "{% for m in messages %}\n\t{{ m['content'] }} ✓\x1b[2J\n{% endfor %}"
 

@@ -14,8 +14,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import models
 import numpy as np
 import pytest
+from checkpoints import LLAMA, Case, build, shapes
 from running import COMMAND, linux, peak_memory
 
 from gguforge.quant.constants import GGMLQuantizationType as T
@@ -23,11 +25,6 @@ from gguforge.quant.metadata import uint32
 from gguforge.quant.plan import TensorPlan
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.sources import FileSource
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "quant"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
-import models
-from checkpoints import LLAMA, Case, build, shapes
 
 MIB = 1 << 20
 LIMIT = 300 * MIB  # anonymous memory of each process

@@ -7,11 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import models
 import pytest
 from running import COMMAND, alive, children, has_data, linux, peak_memory, refused, run, start, wait_until
 
@@ -22,9 +22,6 @@ from gguforge.quant.metadata import uint32
 from gguforge.quant.plan import Plan
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.writer import write
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "quant"))
-import models
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import models
 import pytest
 from running import COMMAND, linux, refused, run, wait_until
 
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.writer import write
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "quant"))
-import models
 
 HASTE = """
 from gguforge.quant import following, slabs

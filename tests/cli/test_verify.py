@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import pytest
+from checkpoints import SMALL_K, Case, build, shapes, weights, write_shards
+from checkpoints import encode as stored
 from running import refused, run
 
 from gguforge.quant.blocks import decode, encode
@@ -20,12 +22,6 @@ from gguforge.quant.imatrix import Entry, ImportanceMatrix, write_imatrix
 from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.reader import read_gguf
 from gguforge.quant.writer import write
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "quant"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))
-import models
-from checkpoints import SMALL_K, Case, build, shapes, weights, write_shards
-from checkpoints import encode as stored
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +238,7 @@ def test_without_a_receipt(model: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf"]
     refused(run("verify", out), "no receipt. Compare with the --source instead.")
     assert run("verify", out, "--source", model).returncode == 0
-    refused(run("verify", out, "--all"), "--all and --imatrix need --source", code=2)
+    refused(run("verify", out, "--all"), "--all, --imatrix and --prune-layers need --source", code=2)
 
 
 @pytest.mark.parametrize("text", ["precious", "{}", "[1]", '{"gguforge_receipt": 1, "tensors": [{}]}', "[" * 100_000])

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tiny_model import write_tiny_model
 
 TEXT = "".join(f"{i} hello user, a list of files. The model says: ask us.\n" for i in range(60))
-
-
-def write_tiny_model(path: Path, **options: Any) -> Path:
-    """See tests/runtime/tiny_model.py, which is not on this folder's path."""
-    source = Path(__file__).parents[1] / "runtime" / "tiny_model.py"
-    spec = importlib.util.spec_from_file_location("tiny_model_for_distill", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return Path(module.write_tiny_model(path, **options))
 
 
 @pytest.fixture(scope="session")

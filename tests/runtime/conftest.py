@@ -1,4 +1,4 @@
-"""Tiny models, written once a run."""
+"""Tiny models and a text, written once a run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def random_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def endless_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / "endless.gguf", endless=True, context=131072)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{i} hello user, a list he said it in {i * i}.\n" for i in range(30)), encoding="utf-8")
+    return path
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
 import subprocess
 from ctypes import c_int
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType
@@ -32,16 +31,6 @@ WORDS = "a list of files and the user who uses them, hello there: he said it in 
 CHUNK = 64
 
 
-def _load_models() -> ModuleType:
-    source = Path(__file__).parents[1] / "quant" / "models.py"
-    spec = importlib.util.spec_from_file_location("models_for_runtime", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "calibration.txt"
@@ -53,7 +42,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def experts_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers of four experts, two of which each token uses."""
     folder = tmp_path_factory.mktemp("experts")
-    plan = _load_models().build(
+    plan = models.build(
         folder, GGMLQuantizationType.F16, layers=2, heads=4, hidden=64, ffn=96, vocabulary=300, experts=4
     )
     write(plan, folder / "experts.gguf", workers=1)

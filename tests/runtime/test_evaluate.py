@@ -35,13 +35,6 @@ CHUNK = 32
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{i} hello user, a list he said it in {i * i}.\n" for i in range(30)), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
 def coarse_path(random_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The random model with its matrices through Q4_0 and back: another model with the same vocabulary."""
     data = bytearray(random_path.read_bytes())

@@ -26,13 +26,6 @@ from gguforge.runtime.sizing import Measuring, Sized, fit_size
 CHUNK = 32
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join(f"{i} hello user, a list he said it in {i * i}.\n" for i in range(30)), encoding="utf-8")
-    return path
-
-
 def measuring(text: Path, folder: Path) -> Measuring:
     return Measuring(text, context=CHUNK, chunks=4, threads=1, workers=1, store=folder / "sweep.json", scratch=folder)
 
