@@ -287,7 +287,7 @@ class Q4_K(
 
 
 class Q5_K(
-    Affine32, type=T.Q5_K, size=SUPER, tile=1024, weighted_tile=1024, importance="twice",
+    Affine32, type=T.Q5_K, size=SUPER, tile=512, weighted_tile=1024, importance="twice",
     group=32, levels=(0, 31), offset="dmin", d=f2, dmin=f2, scales=(u1, 12), qh=(u1, 32), qs=(u1, 128),
 ):  # fmt: skip
     """5-bit levels; 8 groups of 32 with 6-bit scales and minimums: 5.5 bpw."""
