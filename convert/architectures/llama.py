@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from gguforge.convert.architectures.base import Architecture, Row
@@ -97,10 +99,9 @@ LLAMA = Architecture(
     rope_types=("default", "linear", "yarn", "llama3"),
 )
 
-MISTRAL = Architecture(
-    name="llama",
+MISTRAL = replace(
+    LLAMA,
     classes=("MistralForCausalLM",),
-    tensors=LLAMA.tensors,
     defaults={
         "hidden_act": "silu",
         "max_position_embeddings": 131072,
@@ -109,12 +110,4 @@ MISTRAL = Architecture(
         "rope_theta": 10000.0,
         "sliding_window": 4096,
     },
-    vocabularies=LLAMA.vocabularies,
-    sizes=rotary_sizes,
-    parameters=rotary_parameters,
-    metadata=vocabulary_and_rotation,
-    before_tokenizer=space_prefix,
-    after_tokenizer=special_cases,
-    generated=llama3_factors,
-    rope_types=LLAMA.rope_types,
 )

@@ -15,7 +15,13 @@ from typing import Any
 
 from gguforge.convert.checkpoint import Checkpoint
 from gguforge.convert.json_file import TOKENIZER_LIMIT, Json
-from gguforge.convert.vocabularies.tables import AddedToken, added_tokens_of, base_tokens, checked_vocabulary
+from gguforge.convert.vocabularies.tables import (
+    AddedToken,
+    added_tokens_of,
+    base_tokens,
+    checked_model,
+    checked_vocabulary,
+)
 from gguforge.convert.vocabularies.tokens import Kind, Token, added, looks_special
 from gguforge.quant.errors import CheckpointError
 
@@ -59,10 +65,7 @@ def read_bpe(checkpoint: Checkpoint) -> BPE:
     """
     path = checkpoint.folder / FILE_NAME
     tokenizer = checkpoint.object(FILE_NAME, TOKENIZER_LIMIT)
-    model = tokenizer.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        found = model.get("type") if isinstance(model, dict) else None
-        raise CheckpointError("the tokenizer's model cannot be converted", path=path, expected="BPE", found=found)
+    model = checked_model(tokenizer, "BPE", path, default="BPE")
     vocabulary = checked_vocabulary(model.pop("vocab", None), path)
     merges = checked_merges(model.pop("merges", None) or [], path)
     return BPE(tokenizer, vocabulary, merges, added_tokens_of(tokenizer, vocabulary, checkpoint))

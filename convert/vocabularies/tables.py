@@ -26,6 +26,23 @@ class AddedToken:
     normalized: bool
 
 
+def checked_model(tokenizer: Json, kind: str, path: Path, default: str | None = None) -> Json:
+    """The model in a tokenizer.json.
+
+    Args:
+        kind: the type that it must have.
+        default: the type of models that name none.
+
+    Raises:
+        CheckpointError: it is missing, or another one.
+    """
+    model = tokenizer.get("model")
+    if not isinstance(model, dict) or model.get("type", default) != kind:
+        found = model.get("type") if isinstance(model, dict) else None
+        raise CheckpointError("the tokenizer's model cannot be converted", path=path, expected=kind, found=found)
+    return model
+
+
 def checked_vocabulary(vocabulary: object, path: Path) -> dict[str, int]:
     """A table of ids by text.
 

@@ -15,7 +15,7 @@ from gguforge.convert.json_file import TOKENIZER_LIMIT, Json, objects
 from gguforge.convert.vocabularies.protobuf import Normalizer, read_normalizer
 from gguforge.convert.vocabularies.sentencepiece import read_pieces
 from gguforge.convert.vocabularies.special import content
-from gguforge.convert.vocabularies.tables import SPECIAL_NAMES, added_tokens_of
+from gguforge.convert.vocabularies.tables import SPECIAL_NAMES, added_tokens_of, checked_model
 from gguforge.convert.vocabularies.tokens import Kind, Token, padding, single, token_metadata
 from gguforge.quant.constants import GGUFValueType
 from gguforge.quant.errors import CheckpointError
@@ -96,10 +96,7 @@ def _check_size(count: int, vocab_size: int, path: Path) -> None:
 def _read_json(checkpoint: Checkpoint, vocab_size: int) -> Unigram:
     path = checkpoint.folder / FILE_NAME
     tokenizer = checkpoint.object(FILE_NAME, TOKENIZER_LIMIT)
-    model = tokenizer.get("model")
-    if not isinstance(model, dict) or model.get("type") != "Unigram":
-        found = model.get("type") if isinstance(model, dict) else None
-        raise CheckpointError("the tokenizer's model cannot be converted", path=path, expected="Unigram", found=found)
+    model = checked_model(tokenizer, "Unigram", path)
     pairs = model.pop("vocab", None)
     if not isinstance(pairs, list) or not all(map(_is_scored, pairs)):
         raise CheckpointError("vocab is no list of texts with scores", path=path)

@@ -17,6 +17,7 @@ from gguforge.convert.vocabularies.tables import (
     added_tokens_file,
     added_tokens_of,
     base_tokens,
+    checked_model,
     checked_vocabulary,
 )
 from gguforge.convert.vocabularies.tokens import META_SPACE, Kind, Token, added
@@ -89,10 +90,7 @@ def read_wordpiece(checkpoint: Checkpoint) -> WordPiece:
         return _read_lines(checkpoint)
     path = checkpoint.folder / FILE_NAME
     tokenizer = checkpoint.object(FILE_NAME, TOKENIZER_LIMIT)
-    model = tokenizer.get("model")
-    if not isinstance(model, dict) or model.get("type") != "WordPiece":
-        found = model.get("type") if isinstance(model, dict) else None
-        raise CheckpointError("the tokenizer's model cannot be converted", path=path, expected="WordPiece", found=found)
+    model = checked_model(tokenizer, "WordPiece", path)
     prefix = model.get("continuing_subword_prefix", CONTINUED)
     if prefix != CONTINUED:
         what = "continued words are marked otherwise than llama.cpp expects"
