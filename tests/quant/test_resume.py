@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import models
@@ -62,10 +63,16 @@ def stop(plan: Plan, out: Path, share: float, workers: int = 1) -> KeyboardInter
     """A run that Ctrl-C ends after that share of its bytes, once something is recorded."""
     done, journal = 0, out.with_name("m.gguf.part.journal")
 
+    def recorded() -> bool:
+        return journal.read_bytes().count(b"\n") > 1
+
     def progress(nbytes: int) -> None:
         nonlocal done
         done += nbytes
-        if done > share * plan.data_bytes and journal.read_bytes().count(b"\n") > 1:
+        patience = time.monotonic() + 10
+        while done > 0.9 * plan.data_bytes and not recorded() and time.monotonic() < patience:
+            os.sched_yield()  # a busy machine: what came before is known to the thread, which will record it
+        if done > share * plan.data_bytes and recorded():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as stopped:
