@@ -76,7 +76,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = like(SMALL_K, num_hidden_layers=2, intermediate_size=256)
     files = {"tokenizer_config.json": {"chat_template": TEMPLATE}}
     build(Case(config, files=files), folder).rename(folder / "teacher")
-    (folder / "train.txt").write_text(TEXT * 60)
+    (folder / "train.txt").write_text(TEXT * 30)
     (folder / "held-out.txt").write_text(TEXT[::-1] * 4)
     (folder / "more.txt").write_text(TEXT * 4)
     return folder
@@ -246,7 +246,8 @@ teacher = false
 
 def test_a_student_learns_from_answers(home: Path, tmp_path: Path) -> None:
     config = json.loads((DEMO / "config.json").read_text())
-    (home / "small.json").write_text(json.dumps(like(config, num_hidden_layers=1, intermediate_size=256)))
+    small = {"num_hidden_layers": 1, "hidden_size": 64, "head_dim": 16, "intermediate_size": 128}
+    (home / "small.json").write_text(json.dumps(like(config, **small)))
     (home / "prompts.jsonl").write_text('{"prompt": "What is gguforge?"}\n{"prompt": "Who are you?"}\n')
     (home / "long.txt").write_text(TEXT * 60)
     report, done = run(home, ANSWERED, tmp_path / "out")
