@@ -21,7 +21,7 @@ CHECKPOINT = Path(__file__).resolve().parents[1] / "demo_model"
 """The checkpoint that ships inside, in Hugging Face format."""
 
 QUESTION = "What is gguforge?"
-"""What each version is asked unless something else is wanted; Q4_K_M knows it and Q2_K stumbles."""
+"""What each version is asked unless something else is wanted; every one of them knows it."""
 
 CHATTING = "Q4_K_M"
 """The version that the demo chats with."""
