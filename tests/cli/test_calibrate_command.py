@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import refused, run
+from running import refused, run, run_here
 from small_model import write_model_and_text
 
 from gguforge.cli.chunk_bar import ChunkBar
@@ -54,7 +54,7 @@ def test_usage_and_input_errors(folder: Path, tmp_path: Path) -> None:
         (("--merge", model), 1, "is not an importance matrix"),
         ((model, "-f", text, "-o", tmp_path / "none" / "i.gguf"), 1, "no such folder"),
     ):
-        refused(run("calibrate", *arguments), message, code)
+        refused(run_here("calibrate", *arguments), message, code)
     assert list(tmp_path.iterdir()) == []
 
 

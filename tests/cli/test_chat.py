@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from running import run_here
 from tiny_model import write_tiny_model
 
 SAID = "Gguf files hold a model.\n"
@@ -108,18 +109,15 @@ def test_the_library_is_silent_unless_asked(models: Path) -> None:
         ([], 2, "MODEL"),
     ],
 )
-def test_errors_are_one_line_and_an_exit_code(models: Path, arguments: list[str], code: int, says: str) -> None:
+def test_errors_are_one_line_and_an_exit_code(
+    models: Path, arguments: list[str], code: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (models / "cut.gguf").write_bytes((models / "tiny.gguf").read_bytes()[:300_000])
     (models / "noise.gguf").write_bytes(b"noise" * 100)
-    done = subprocess.run(
-        command(*arguments),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=models,
-        timeout=120,
-        check=False,
-    )
+    monkeypatch.chdir(models)
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        done = run_here("chat", *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import running
 from checkpoints import LLAMA, SMALL_K, Case, build
+from running import refused, run_here
 
 from gguforge.cli.main import main
 from gguforge.convert import convert
@@ -22,20 +24,12 @@ from gguforge.quant.reader import read_gguf
 
 
 def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gguforge.cli", "convert", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, check=False)
+    return running.run("convert", *words, cwd=cwd)
 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     return build(Case(LLAMA), tmp_path)
-
-
-def refused(done: subprocess.CompletedProcess[str], words: str, code: int = 1) -> None:
-    assert done.returncode == code, done.stderr
-    assert words in done.stderr
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 or code == 2
 
 
 def test_a_preset_in_one_pass(tmp_path: Path) -> None:
@@ -93,10 +87,13 @@ def test_existing_output_needs_overwrite(llama: Path, tmp_path: Path) -> None:
         (["{}", "-o", "no/such/folder/m.gguf"], "no/such/folder"),
     ],
 )
-def test_bad_words_get_one_line(words: list[str], message: str, llama: Path, tmp_path: Path) -> None:
+def test_bad_words_get_one_line(
+    words: list[str], message: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    refused(run(*(word.format(llama) for word in words), cwd=work), message)
+    monkeypatch.chdir(work)
+    refused(run_here("convert", *(word.format(llama) for word in words)), message)
     assert list(work.iterdir()) == []
 
 

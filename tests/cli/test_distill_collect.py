@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import linux, refused, run, start, wait_until
+from running import linux, refused, run, run_here, start, wait_until
 from small_model import write_model_and_text
 
 from gguforge.distill.targets import open_targets
@@ -60,7 +60,7 @@ def test_usage_and_input_errors(folder: Path, tmp_path: Path) -> None:
         ((model, "-f", text, "-o", text), 1, "this is not a folder"),
         ((model, "-f", text, "-o", tmp_path / "none" / "t"), 1, "no such folder"),
     ):
-        refused(run("distill", "collect", *arguments), message, code)
+        refused(run_here("distill", "collect", *arguments), message, code)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import refused, run
+from running import refused, run, run_here
 from small_model import write_model_and_text
 
 
@@ -64,4 +64,4 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
         ((text, "-f", text), 1, "this is not a GGUF file"),
         ((model, "-f", text, "--imatrix", model), 1, "is not an importance matrix"),
     ):
-        refused(run("evaluate", *arguments), message, code)
+        refused(run_here("evaluate", *arguments), message, code)

@@ -15,7 +15,7 @@ from typing import Any
 
 import models
 import pytest
-from running import COMMAND, refused, run
+from running import COMMAND, refused, run, run_here
 
 from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.constants import GGUFValueType
@@ -155,7 +155,7 @@ def test_damaged_files_get_one_line(name: str, tmp_path: Path) -> None:
     data, message = DAMAGED[name]
     (tmp_path / "bad.gguf").write_bytes(data)
     for option in ([], ["--json"]):
-        refused(run("inspect", tmp_path / "bad.gguf", *option), f"bad.gguf: {message}")
+        refused(run_here("inspect", tmp_path / "bad.gguf", *option), f"bad.gguf: {message}")
 
 
 def test_a_file_cut_in_the_middle(model: Path, tmp_path: Path) -> None:

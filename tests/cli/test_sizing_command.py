@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import refused, run
+from running import refused, run, run_here
 from small_model import write_model_and_text
 
 from gguforge.quant.quantize import plan_of_file, retype
@@ -74,7 +74,7 @@ def test_a_forecast_writes_nothing(folder: Path) -> None:
     ],
 )
 def test_refusals(words: list[object], line: str, code: int, folder: Path, tmp_path: Path) -> None:
-    done = run(*arguments(folder), *words, "-o", tmp_path / "m.gguf", timeout=300)
+    done = run_here(*arguments(folder), *words, "-o", tmp_path / "m.gguf")
     assert done.returncode == code, done.stderr
     assert line in done.stderr
     assert not (tmp_path / "m.gguf").exists()
