@@ -196,9 +196,11 @@ class Q3_K(
         else:
             weights = as_groups(w, 16, "weights")
             fit = SymmetricFit(groups, 4, weights)
-            of_scales = SymmetricFit(per_block(fit.scale, 16), 32, per_block(add_up(weights), 16), "scales ")
+            scales = per_block(fit.scale, 16)
+            of_scales = SymmetricFit(scales, 32, per_block(add_up(weights), 16), "scales ")
             scale = of_scales.levels(np.arange(len(x))).astype(np.int8) - np.int8(32)
             d = of_scales.scale.astype(np.float16)
+            d[np.isnan(scales).any(axis=0)] = np.nan  # as in C, where the sums of a group are infinite
         out["d"] = d
         Q3_K.put_scales(scale, None, out)
         step = per_group(d.astype(np.float32) * scale)

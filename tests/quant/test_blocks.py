@@ -205,6 +205,16 @@ def test_encode_with_importance_equals_ggml_on_whatever_hypothesis_finds(x: np.n
 
 
 @exact
+def test_infinite_sums_of_one_group_leave_no_block_that_looks_sound() -> None:
+    """Found by Hypothesis: importance times weight beyond float32, where its level is 0."""
+    x, weights = np.full((1, 256), 4.4578144e16, np.float32), np.ones(256, np.float32)
+    x[0, 160], weights[161] = 7.1641209e17, 76503
+    ours = encode(x, T.Q3_K, weights)
+    assert not block_type(T.Q3_K).is_finite(ours)
+    assert not block_type(T.Q3_K).is_finite(ggml.encode(x, T.Q3_K, ours.size, weights))
+
+
+@exact
 @pytest.mark.parametrize("type", [T.IQ4_NL, T.IQ4_XS], ids=lambda kind: kind.name)
 def test_importance_of_weights_whose_squares_almost_overflow(type: T) -> None:
     x, weights = rows("gaussian", 4)[:, :256] * np.float32(4.6e19), columns("random")[:256]
