@@ -31,7 +31,7 @@ class Plain(Block, abstract=True):
         with np.errstate(over="ignore"):
             for start in range(0, x.size, TILE):
                 cls.from_float(x[start : start + TILE], out[start : start + TILE])
-        return out.view(np.uint8).reshape(*rows.shape[:-1], -1)
+        return out.view(np.uint8).reshape(*rows.shape[:-1], rows.shape[-1] * cls.layout.itemsize)
 
     @classmethod
     def decode(cls, data: Bytes) -> Floats:
@@ -39,7 +39,7 @@ class Plain(Block, abstract=True):
         out = np.empty(values.size, np.float32)
         for start in range(0, values.size, TILE):
             cls.to_float(values[start : start + TILE], out[start : start + TILE])
-        return out.reshape(*data.shape[:-1], -1)
+        return out.reshape(*data.shape[:-1], data.shape[-1] // cls.layout.itemsize)
 
     @classmethod
     def is_finite(cls, data: NDArray[Any]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 from gguf.constants import GGMLQuantizationType
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gguforge.quant.errors import DataError, GGUFError, GGUForgeError, InputError, OutputError
@@ -246,6 +246,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10_000), byte=st.integers(0, 255), suffix=st.sampled_from([".gguf", ".dat"]))
+@example(position=452, byte=0, suffix=".gguf")  # a tensor of no rows
 def test_a_flipped_byte_never_crashes(
     sound: dict[str, bytes], tmp_path: Path, position: int, byte: int, suffix: str
 ) -> None:
