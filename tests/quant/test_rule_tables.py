@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,17 @@ def rule(body: str, match: str = "match = 'ffn_down'") -> str:
     return f"[[rule]]\n{match}\n{body}\nreason = 'because'\n"
 
 
+@cache
+def in_file_order(name: str) -> dict[str, tuple[int, ...]]:
+    return dict(sorted(REAL_MODELS[name].shapes.items(), key=lambda item: file_order(item[0])))
+
+
 def types(
     name: str, preset: str, overrides: Overrides = PLAIN, importance: bool = False, stored: T = T.BF16
 ) -> dict[str, tuple[T, str]]:
     """Type and reason of each tensor of a released model."""
     model = REAL_MODELS[name]
-    shapes = dict(sorted(model.shapes.items(), key=lambda item: file_order(item[0])))
+    shapes = in_file_order(name)
     facts = Model.from_metadata(model.metadata)
     chooser = TypeChooser(PRESETS[preset], facts, list(shapes), overrides, importance)
     chosen = {name: chooser.choose(name, shape, stored) for name, shape in shapes.items()}
