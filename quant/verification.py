@@ -30,6 +30,8 @@ from gguforge.quant.workers import Team, processors
 
 CHUNK = 1 << 22  # bytes mapped at once
 IMPORTANCE_KEY = "quantize.imatrix.file"
+REPEATABLE = frozenset({"exact", "lossless"})
+"""Levels of `--quality` that give the same bytes everywhere."""
 
 Progress = Callable[[int], None]
 
@@ -117,11 +119,11 @@ def expected_plan(
         raise InputError(
             "was made with an importance matrix", path=file.path, found=made_with, remedy="Give it with --imatrix."
         )
-    if QUALITY_KEY in file.metadata and not may_be_lossless(file):
+    if quality_of(file) not in REPEATABLE:
         raise InputError(
             "was not made with llama.cpp's encoders",
             path=file.path,
-            found=f"--quality {file.metadata[QUALITY_KEY].value}",
+            found=f"--quality {quality_of(file)}",
             remedy="Check it by its receipt alone, without --source.",
         )
     names = {tensor.name: tensor.name for tensor in source.tensors}
@@ -141,9 +143,9 @@ def expected_plan(
     return Plan({}, tuple(tensors)), found
 
 
-def may_be_lossless(file: GGUFFile) -> bool:
-    """Whether tensors may hold their source's weights instead of what llama.cpp's encoder makes of them."""
-    return QUALITY_KEY in file.metadata and file.metadata[QUALITY_KEY].value == "lossless"
+def quality_of(file: GGUFFile) -> str:
+    """The `--quality` that a file was made with; files without the key are llama.cpp's."""
+    return str(file.metadata[QUALITY_KEY].value) if QUALITY_KEY in file.metadata else "exact"
 
 
 def _guided(tensor: TensorPlan, importance: Mapping[str, Floats]) -> TensorPlan:
@@ -228,7 +230,8 @@ def check_source(
             differing.add(work[number].index)
 
     count = min(workers or processors(), max(1, len(work) // 4))
-    with Team(partial(_Comparer, plan, places, every, may_be_lossless(file)), len(work), count) as team:
+    lossless = quality_of(file) == "lossless"  # then tensors may hold their source's weights
+    with Team(partial(_Comparer, plan, places, every, lossless), len(work), count) as team:
         team.run(done)
     return [
         Difference(plan.tensors[index].name, "has other bytes than the source gives") for index in sorted(differing)

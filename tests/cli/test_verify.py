@@ -231,6 +231,12 @@ def test_a_checkpoint_on_a_grid(tmp_path: Path) -> None:
     assert run("verify", out, "--source", folder, "--all").returncode == 0
 
 
+def test_other_rules_than_those_of_llama_cpp(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    assert run_here("quantize", model, "-t", "Q4_K_M", "--rules", "modern", "-o", out, "--workers", 1).returncode == 0
+    assert run("verify", out, "--source", model, "--all").returncode == 0
+
+
 def test_without_a_receipt(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     assert run("quantize", model, "-t", "Q8_0", "-o", out).returncode == 0
