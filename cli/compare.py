@@ -74,9 +74,21 @@ def command(
         )
     if page is not None:
         write_page(found, Path(page), overwrite)
+    for warning in overlap_warnings(found):
+        click.echo(click.style("warning: ", fg="yellow", bold=True) + warning, err=True)
     click.echo(json.dumps(described(found)) if as_json else shown(found))
     if page is not None and not quiet:
         click.echo(f"{page}: the report", err=True)
+
+
+def overlap_warnings(found: Report) -> list[str]:
+    """One line for each model that was made with what it is measured on."""
+    from gguforge.cli.evaluate import overlap_warning
+    from gguforge.runtime.overlap import find_calibration
+
+    told = [(one, overlap_warning(one.evaluation, str(found.text), find_calibration(one.path)))
+            for one in found.candidates]  # fmt: skip
+    return [f"{one.path.name}: {warning}" for one, warning in told if warning]
 
 
 def write_page(found: Report, path: Path, overwrite: bool) -> None:

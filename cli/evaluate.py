@@ -96,8 +96,8 @@ def overlap_warning(found: Evaluation, text: str | None, calibration: Calibratio
             f"{100 * found.overlap:.1f} % of this text's passages are in the calibration text as well: "
             "the model looks better here than it is. Measure on another text."
         )
-    if calibration is not None and not calibration.fingerprint and text is not None and same_name(text, calibration):
-        return "the calibration text has the same name as this text; measure on another one."
+    if calibration is not None and text is not None and same_name(text, calibration):
+        return "a text of the same name served to calibrate the model or to choose its types; measure on another one."
     return ""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from gguforge.quant.metadata import Value, float32, string, uint32
 
 PREFIX = "gguforge."
-FILES = {"imatrix": "imatrix", "text": "calibration", "rules": "rules"}
+FILES = {"imatrix": "imatrix", "text": "calibration", "size_text": "selection", "rules": "rules"}
 """Settings that are a file's name and hash, and what they are called in the metadata."""
 
 SAMPLE = 4096  # bytes of the header, and of each tensor, that identify a source

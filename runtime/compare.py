@@ -20,6 +20,7 @@ from gguforge.runtime.engine import type_name
 from gguforge.runtime.evaluate import DEFAULT_CHUNK, Evaluation, evaluate
 from gguforge.runtime.hybrid import differing_parts, hybrid
 from gguforge.runtime.meter import Meter
+from gguforge.runtime.overlap import find_calibration
 
 Part = tuple[int | None, str]
 Progress = Callable[[str, int, int], None]
@@ -122,8 +123,10 @@ def compare(
     base = read_model(reference)
 
     def measured(path: str | os.PathLike[str], label: str) -> Evaluation:
+        known = find_calibration(path)
         return evaluate(
             path, text, against=reference, context=context, chunks=chunks, threads=threads,
+            calibration=frozenset() if known is None else known.fingerprint,
             progress=lambda done, total, _: tell(label, done, total),
         )  # fmt: skip
 

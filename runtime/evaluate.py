@@ -50,7 +50,7 @@ class Evaluation:
         text_sha256: of the text file, hexadecimal; empty when the tokens came from a file of log-probabilities.
         perplexity: the model's.
         comparison: against the reference; None when there was none.
-        overlap: share of the text's passages that the calibration text holds as well.
+        overlap: share of the text's passages that the calibration text holds as well; None where that is not known.
         by_position: mean divergence at each position that is scored in a chunk, shape (positions a chunk,); empty
             without a reference.
     """
@@ -61,7 +61,7 @@ class Evaluation:
     text_sha256: str
     perplexity: Estimate
     comparison: Comparison | None
-    overlap: float
+    overlap: float | None
     by_position: NDArray[np.float64]
 
 
@@ -118,10 +118,10 @@ def evaluate(
         if save_base is not None:
             output = stack.enter_context(writing_logit_file(save_base, read.chunks, ours.vocabulary_size, overwrite))
         positions = _measure(ours, theirs, read.chunks, output, progress or (lambda done, total, value: None))
-        passages = read.fingerprint(ours) if calibration else frozenset[int]()
+        overlap = shared(read.fingerprint(ours), calibration) if calibration else None
     return Evaluation(
         len(read.chunks), context, len(positions.surprise), read.sha256, perplexity(positions.surprise),
-        None if theirs is None else summarize(positions), shared(passages, calibration),
+        None if theirs is None else summarize(positions), overlap,
         np.mean(positions.divergence.reshape(len(read.chunks), -1), axis=0),
     )  # fmt: skip
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
 from gguforge.quant.errors import InputError
 from gguforge.quant.imatrix import ImportanceMatrix, read_fingerprint, read_imatrix
-from gguforge.quant.reader import read_gguf
+from gguforge.quant.provenance import PREFIX
+from gguforge.quant.reader import GGUFFile, read_gguf
 
 RUN = 13  # words
 KEPT = 32  # one hash in so many
 MODEL_PREFIX = "quantize.imatrix."  # llama-quantize's keys about the importance matrix that it used
+SELECTION_KEY = PREFIX + "selection.name"  # the text that the types of a file of a chosen size were measured on
 
 _WORD = re.compile(r"\w+")
 
@@ -46,30 +48,37 @@ def shared(one: frozenset[int], other: frozenset[int]) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is known of the text that a model was calibrated with.
+    """What is known of the texts that a model was made with.
 
     Attributes:
-        datasets: the files' names, without their folders.
-        fingerprint: empty when it was not kept.
+        datasets: names of the calibration texts, without their folders.
+        fingerprint: theirs, empty when it was not kept.
+        selection: the name of the text that its types were chosen on.
     """
 
     datasets: frozenset[str]
     fingerprint: frozenset[int]
+    selection: str = ""
 
 
 def find_calibration(
     model: str | os.PathLike[str], imatrix: str | os.PathLike[str] | None = None
 ) -> Calibration | None:
     """Look for the calibration text in `imatrix`, in the model's metadata, and in the importance matrix that the
-    metadata name, should it lie beside the model; None when the model knows of no importance matrix.
+    metadata name, should it lie beside the model; None when the model knows of no text.
 
     Raises:
         InputError: the model or `imatrix` is damaged.
         OSError: one of them cannot be read.
     """
-    if imatrix is not None:
-        return _of_matrix(read_imatrix(imatrix))
     file = read_gguf(model)
+    found = _of_model(file) if imatrix is None else _of_matrix(read_imatrix(imatrix))
+    if SELECTION_KEY not in file.metadata:
+        return found
+    return replace(found or Calibration(frozenset(), frozenset()), selection=str(file.metadata[SELECTION_KEY].value))
+
+
+def _of_model(file: GGUFFile) -> Calibration | None:
     named = [file.metadata.get(MODEL_PREFIX + name) for name in ("file", "dataset")]
     matrix_name, dataset = (_base_name(entry.value) if entry is not None else "" for entry in named)
     kept = read_fingerprint(file, MODEL_PREFIX + "fingerprint")
@@ -88,5 +97,6 @@ def _base_name(path: object) -> str:
 
 
 def same_name(text: str | os.PathLike[str], calibration: Calibration) -> bool:
-    """Whether a calibration text has the name of this one: all that can be told where no fingerprint was kept."""
-    return Path(text).name in calibration.datasets
+    """Whether a text of this name went into the model: all that can be told where no fingerprint was kept."""
+    name = Path(text).name
+    return name == calibration.selection or (not calibration.fingerprint and name in calibration.datasets)

@@ -31,6 +31,18 @@ def test_the_table_is_sorted_by_size(folder: Path) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()[1:3]] == ["Q4_0.gguf", "Q8_0.gguf"]
 
 
+def test_calibration_text_is_warned_of(folder: Path, tmp_path: Path) -> None:
+    text, matrix, out = folder / "text.txt", tmp_path / "i.gguf", tmp_path / "guided.gguf"
+    assert run("calibrate", folder / "model.gguf", "-f", text, "-o", matrix, "-c", 64).returncode == 0
+    words = ("quantize", folder / "model.gguf", "--type", "Q4_0", "--imatrix", matrix, "-o", out, "-q")
+    assert run(*words).returncode == 0
+    done = run("compare", out, *arguments(folder)[2:], "--json")
+    assert done.returncode == 0, done.stderr
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: guided.gguf: 100.0 % of this text's passages are in the calibration text")
+    assert [one["calibration_overlap"] for one in json.loads(done.stdout)["models"]] in ([1, None], [None, 1])
+
+
 def test_json_and_report(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "report.html"

@@ -43,7 +43,9 @@ def test_a_file_of_the_size(folder: Path, tmp_path: Path) -> None:
     assert (measured["text"], measured["skip"], measured["chunks"]) == ("text.txt", 1, 1)
     told = read_gguf(tmp_path / "m.gguf").metadata
     assert told["gguforge.kld.mean"].value == pytest.approx(measured["kld"])
-    assert run("verify", tmp_path / "m.gguf").returncode == 0
+    assert run("verify", tmp_path / "m.gguf", "--source", folder / "model.gguf").returncode == 0
+    done = run("evaluate", tmp_path / "m.gguf", "-f", folder / "text.txt", "-c", 64, "--chunks", 1)
+    assert "warning: a text of the same name served to" in done.stderr
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.gguf", "m.gguf.json", "m.gguf.sensitivity.json"]
     refused(run(*arguments(folder), "--target-size", size, "-o", tmp_path / "m.gguf"), "file exists")
 
