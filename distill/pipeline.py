@@ -33,7 +33,7 @@ from gguforge.distill.processes import Group
 from gguforge.distill.recipe import Recipe, StudentPart
 from gguforge.distill.stages import Facts, Stage
 from gguforge.distill.students import architecture
-from gguforge.distill.workshop import student_config
+from gguforge.distill.workshop import check_writer, student_config
 from gguforge.quant.errors import CheckpointError, InputError
 from gguforge.quant.presets import find_preset
 
@@ -102,6 +102,8 @@ class Pipeline:
         if self.types and recipe.data.held_out:
             beside = judge if recipe.report.teacher else None
             found += [self._evaluate(preset, beside) for preset in dict.fromkeys((REFERENCE, *self.types))]
+        if self.writes:
+            check_writer(recipe)
         return found
 
     def _stage(

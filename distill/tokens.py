@@ -128,6 +128,17 @@ class Tokenizer(Closing):
         return b"".join(map(self._vocabulary.piece, tokens)).decode("utf-8", "replace")
 
 
+def identity_of(path: str | os.PathLike[str]) -> Identity:
+    """What the tokenizer of a GGUF file or of a checkpoint's folder is known by, read without llama.cpp.
+
+    Raises:
+        GGUForgeError: there is none, or it is damaged or not understood.
+    """
+    path = Path(path)
+    made = plan_vocabulary(path, warn=lambda line: None) if path.is_dir() else read_gguf(path)
+    return identity(made.metadata)
+
+
 def identity(metadata: Mapping[str, Value]) -> Identity:
     """What the tokenizer in a file's metadata is known by.
 

@@ -99,10 +99,10 @@ def train_recipe(
     if recipe.stages:
         raise InputError(f"the recipe has [{recipe.stages[0]}]", remedy="Follow it with: gguforge distill run")
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     joined = processes(recipe.hardware.device, recipe.hardware.threads) if group is None else nullcontext(group)
     with joined as group:
         shop = open_workshop(recipe, output, group)
+        output.mkdir(parents=True, exist_ok=True)
         runs: dict[str, Run] = {}
         unquantized = None
         for seed in recipe.schedule.seeds:

@@ -13,13 +13,13 @@ from gguforge.convert.json_file import read_object
 from gguforge.distill import students
 from gguforge.distill.batches import Reading, make_batch, read_documents
 from gguforge.distill.measure import Measured, measured
-from gguforge.distill.objective import Objective
+from gguforge.distill.objective import OF_EMBEDDINGS, Objective
 from gguforge.distill.on_policy import OnPolicyObjective, OwnReading, Voice
 from gguforge.distill.processes import Group
 from gguforge.distill.recipe import Losses, Recipe, StudentPart
 from gguforge.distill.shards import Document
 from gguforge.distill.targets import Targets, open_targets
-from gguforge.distill.tokens import Tokenizer
+from gguforge.distill.tokens import Tokenizer, identity_of
 from gguforge.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Workshop:
 
     def _read(self) -> None:
         """Read the text."""
+        check_writer(self.recipe)
         data = self.recipe.data
         targets = None if data.targets is None else open_targets(data.targets)
         with Tokenizer.open(self.home) as tokenizer:
@@ -152,6 +153,27 @@ def tokenizer_folder(recipe: Recipe) -> Path:
     folder = part.tokenizer or part.checkpoint or recipe.teacher.checkpoint
     assert folder is not None  # the recipe was checked
     return folder
+
+
+def check_writer(recipe: Recipe) -> None:
+    """What a recipe for a student that predicts the next token has to keep to, as far as it can be known before work.
+
+    Raises:
+        InputError: a loss is of encoders, or a teacher cuts text into other tokens than the student, whose scores would
+            then mean nothing to it.
+        GGUForgeError: a tokenizer is missing or damaged.
+    """
+    for name in OF_EMBEDDINGS:
+        if name in recipe.losses.weights():
+            raise InputError(f"losses.{name} is for encoders", remedy="Use losses.hidden_cosine or losses.relation.")
+    home, part = tokenizer_folder(recipe), recipe.collect
+    named = [recipe.teacher.checkpoint, *(() if part is None else (*part.teachers, part.tokenizer))]
+    for place in (Path(name) for name in named if name is not None and "://" not in str(name)):
+        if place != home and identity_of(place).sha256 != identity_of(home).sha256:
+            raise InputError(
+                "the student's tokenizer is not its teacher's", path=home, expected=f"that of {place}",
+                remedy="Take a student of the same family, or one from a config.",
+            )  # fmt: skip
 
 
 def _check_targets(targets: Targets, tokenizer: Tokenizer, home: Path) -> None:

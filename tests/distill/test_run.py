@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import SMALL_K, TEMPLATE, Case, build, like
+from learned_checkpoints import GPT2_K, gpt2
 from stand_ins import bert
 
 from gguforge.cli.distill_run import plan_table, planned
@@ -295,6 +296,12 @@ def test_what_cannot_be_done_is_known_before_any_work(
     home: Path, tmp_path: Path, change: Callable[[str], str], message: str
 ) -> None:
     refused(home, change(WHOLE), tmp_path / "out", message)
+
+
+def test_a_teacher_that_reads_other_tokens_is_known_before_it_is_asked(home: Path, tmp_path: Path) -> None:
+    build(gpt2(GPT2_K), tmp_path).rename(tmp_path / "gpt2")
+    body = COMMON + f'[collect]\nteachers = ["{tmp_path / "gpt2"}"]\n[student]\ncheckpoint = "teacher"\n'
+    refused(home, body + "[losses]\nsampled_kl = 1\n", tmp_path / "out", "tokenizer is not its teacher's")
 
 
 def test_a_student_that_cannot_be_converted_is_known_before_it_is_trained(home: Path, tmp_path: Path) -> None:

@@ -201,6 +201,19 @@ def test_targets_of_another_tokenizer_are_refused(home: Path, tmp_path: Path) ->
         trained_offline(home, tmp_path / "out", tmp_path / "targets")
 
 
+def test_a_teacher_in_memory_that_reads_other_tokens_is_refused(home: Path, tmp_path: Path) -> None:
+    build(gpt2(GPT2_K), tmp_path).rename(tmp_path / "gpt2")
+    found = recipe(home, BLOCKS)
+    with pytest.raises(InputError, match=r"tokenizer is not its teacher's .*gpt2"):
+        train_recipe(replace(found, teacher=TeacherPart(tmp_path / "gpt2")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_losses_of_embeddings_are_for_encoders(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="embedding_cosine is for encoders"):
+        train_recipe(recipe(home, "[student]\nlayers = 1\n[losses]\nembedding_cosine = 1\n"), tmp_path)
+
+
 def test_states_of_another_width_are_refused(home: Path, tmp_path: Path) -> None:
     body = "[student]\nhidden_size = 64\n[losses]\nhidden_mse = 1\n"
     with pytest.raises(InputError, match="models of one width"):
