@@ -79,7 +79,7 @@ class CheckpointTeacher(Teacher):
                 checkpoint.folder, dtype=torch.float32 if device == "cpu" else "auto", local_files_only=True,
                 use_safetensors=True,
             ).to(device).eval()  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, AssertionError) as error:  # torch asserts that it knows the device
             raise InputError(f"cannot be opened: {str(error).splitlines()[0]}", path=path) from error
         engine = f"torch {torch.__version__}, transformers {load('transformers').__version__}, {device}"
         stored = next(iter(checkpoint.tensors.values())).dtype

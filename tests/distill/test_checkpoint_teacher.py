@@ -95,6 +95,9 @@ def test_the_head_in_parts_gives_the_same(folder: Path, monkeypatch: pytest.Monk
 def test_what_cannot_be_opened_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"trained for shorter contexts .*expected at most 512"):
         collected(folder, DEMO, "t", Settings(context=513))
+    nowhere = TeacherSource(str(DEMO), device="cuda:99")
+    with pytest.raises(InputError, match="cannot be opened"):
+        collect([nowhere], [folder / "talk.jsonl"], tmp_path / "t", Settings(context=64))
     copy = tmp_path / "copy"
     shutil.copytree(DEMO, copy)
     config = json.loads((copy / "config.json").read_text())
