@@ -220,10 +220,11 @@ def report(done: Collected, output: str) -> str:
     lines = [
         f"{output}: {done.made + done.kept} shards ({done.made} new), {done.tokens:,} tokens of which {done.rows:,} "
         f"count, {in_words(done.nbytes)}, {each:.1f} bytes a token",
-        f"teacher: {done.teacher_loss:.4f} nats a token",
     ]
+    if done.rows:
+        lines.append(f"teacher: {done.teacher_loss:.4f} nats a token")
     if done.last.tokens:
-        lines[1] += f"; {done.last.tokens / max(done.last.seconds, 1e-9):,.0f} tokens/s"
+        lines[-1] += f"; {done.last.tokens / max(done.last.seconds, 1e-9):,.0f} tokens/s"
     if done.missing:
         lines.append(f"{done.missing} of {done.manifest.shards} shards are still to be made")
     noisy = [

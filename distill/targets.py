@@ -150,7 +150,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     if there.key != manifest.key:
         raise OutputError(
             "holds targets that were made differently", path=folder,
-            found=f"another {', another '.join(there.differences(manifest))}",
+            found=f"other {', '.join(there.differences(manifest))}",
             remedy="Give the same inputs and settings to go on with them, or choose another folder.",
         )  # fmt: skip
 

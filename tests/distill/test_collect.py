@@ -141,9 +141,9 @@ def test_batches_do_not_change_the_draws(
 
 @pytest.mark.parametrize(
     ("change", "names"),
-    [({"seed": 1}, "another seed"), ({"size": 49}, "another size"), ({"context": 63}, "another context"),
-     ({"draws": "independent"}, "another draws"), ({"temperature": 2.0}, "another temperature"),
-     ({"shard_bytes": 999}, "another shard_bytes")],
+    [({"seed": 1}, "other seed"), ({"size": 49}, "other size"), ({"context": 63}, "other context"),
+     ({"draws": "independent"}, "other draws"), ({"temperature": 2.0}, "other temperature"),
+     ({"shard_bytes": 999}, "other shard_bytes")],
 )  # fmt: skip
 def test_other_settings_are_refused(
     whole: Path, tmp_path: Path, teacher: Path, text: Path, change: dict[str, Any], names: str
@@ -157,9 +157,9 @@ def test_other_settings_are_refused(
 def test_another_teacher_or_text_is_refused(
     whole: Path, tmp_path: Path, teacher: Path, other_teacher: Path, text: Path
 ) -> None:
-    with pytest.raises(GGUForgeError, match="another teachers"):
+    with pytest.raises(GGUForgeError, match="other teachers"):
         run(whole, texts(text, tmp_path), other_teacher)
-    with pytest.raises(GGUForgeError, match=r"another .*text"):
+    with pytest.raises(GGUForgeError, match=r"other .*text"):
         run(whole, text, teacher)
 
 

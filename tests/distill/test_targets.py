@@ -117,7 +117,7 @@ def test_what_is_damaged_or_mixed_up_is_refused(tmp_path: Path) -> None:
     wrong = Layout("top-k", 4, made.vocabulary)
     write_shard(path, [random_document(np.random.default_rng(0), wrong, 9)], wrong, {KEY: made.key})
     refused("other arrays or types")
-    with pytest.raises(OutputError, match="another seed"):
+    with pytest.raises(OutputError, match="other seed"):
         write_manifest(tmp_path, other)
     with pytest.raises(InputError, match="holds no soft targets"):
         open_targets(tmp_path / "none")
