@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -78,19 +78,9 @@ def collect_with_ray(
         kept, missing = begin(folder, manifest, shard)
     state = Progress(0, sum(sizes[number] for number in missing), 0, 0.0)
     started = time.monotonic()
-    threads = max(source.threads or 1 for source in teachers)  # teachers read one after the other
+    made = _pool(missing, (teachers, paths, str(folder), settings), workers, gpus) if missing else ()
     try:
-        rows = ray.data.from_items([{"number": number} for number in missing]).map_batches(
-            ShardMaker,
-            fn_constructor_args=(teachers, paths, str(folder), settings),
-            batch_size=1,
-            concurrency=workers,
-            num_cpus=threads,
-            num_gpus=gpus,
-            max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
-        )
-        for row in rows.iter_rows() if missing else ():
+        for row in made:
             state = Progress(
                 state.done + sizes[row["number"]], state.total, state.tokens + int(row["tokens"]),
                 time.monotonic() - started,
@@ -100,6 +90,24 @@ def collect_with_ray(
     except ray.exceptions.RayError as error:
         raise _failure(error) from error
     return summary(folder, manifest, len(missing), kept, state)
+
+
+def _pool(missing: Sequence[int], arguments: tuple[Any, ...], workers: int, gpus: float) -> Iterator[dict[str, Any]]:
+    """What actors say of every shard that they made; `arguments` are those of `ShardMaker`."""
+    import ray.data
+
+    threads = max(source.threads or 1 for source in arguments[0])  # teachers read one after the other
+    rows = ray.data.from_items([{"number": number} for number in missing]).map_batches(
+        ShardMaker,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        concurrency=workers,
+        num_cpus=threads,
+        num_gpus=gpus,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RESTARTS,
+    )
+    yield from rows.iter_rows()
 
 
 def _failure(error: BaseException) -> GGUForgeError:
