@@ -56,6 +56,11 @@ def gathered(kind: type, name: str, *options: Callable[[Command], Command]) -> C
     return decorate
 
 
+def warn(line: str) -> None:
+    """Tell of something that is likely a mistake and stops nothing."""
+    click.echo(click.style("warning: ", fg="yellow", bold=True) + line, err=True)
+
+
 def in_words(nbytes: float) -> str:
     """A byte count for people, in powers of 1024.
 

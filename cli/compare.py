@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguforge.cli.chunk_bar import stages_bar
-from gguforge.cli.common import chunk_options, in_words, quiet_option, table, threads_option
+from gguforge.cli.common import chunk_options, in_words, quiet_option, table, threads_option, warn
 
 if TYPE_CHECKING:
     from gguforge.runtime.compare import Candidate, Report
@@ -75,7 +75,7 @@ def command(
     if page is not None:
         write_page(found, Path(page), overwrite)
     for warning in overlap_warnings(found):
-        click.echo(click.style("warning: ", fg="yellow", bold=True) + warning, err=True)
+        warn(warning)
     click.echo(json.dumps(described(found)) if as_json else shown(found))
     if page is not None and not quiet:
         click.echo(f"{page}: the report", err=True)

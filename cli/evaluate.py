@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gguforge.cli.chunk_bar import chunk_bar
-from gguforge.cli.common import chunk_options, quiet_option, table, threads_option
+from gguforge.cli.common import chunk_options, quiet_option, table, threads_option, warn
 
 if TYPE_CHECKING:
     from gguforge.runtime.divergence import Comparison, Estimate
@@ -77,7 +77,7 @@ def command(
         )
     warning = overlap_warning(found, text, calibration)
     if warning:
-        click.echo(click.style("warning: ", fg="yellow", bold=True) + warning, err=True)
+        warn(warning)
     if receipt:
         from gguforge.runtime.measured import measurement, note
 

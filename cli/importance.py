@@ -31,11 +31,13 @@ def read_guide(path: str | None, include: tuple[str, ...], exclude: tuple[str, .
     """The importance matrix, reduced to the entries that are wanted.
 
     Raises:
-        UsageError: entries are both named and left out.
+        UsageError: entries are both named and left out, or there is no matrix to take them from.
     """
     if include and exclude:
         raise click.UsageError("--include-weights and --exclude-weights cannot be used together.")
     if path is None:
+        if include or exclude:
+            raise click.UsageError("--include-weights and --exclude-weights need --imatrix.")
         return None
     from gguforge.quant.imatrix import read_imatrix
     from gguforge.quant.quantize import Guide

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gguforge.cli.common import gathered
+from gguforge.cli.common import gathered, warn
 from gguforge.cli.importance import IMPORTANCE_OPTIONS, read_guide
 from gguforge.cli.rules import DEFAULT_RULES, print_rules_option, rules_option
 from gguforge.cli.sizing import Sizing, print_forecast, sized_plan, sizing_options
@@ -179,6 +179,9 @@ def make_plan(model: str, preset: Preset, wishes: Wishes) -> tuple[GGUFFile, Pla
         table=find_rules(wishes.rules),
     )
     file = read_model(model)
+    for pattern, _ in overrides.patterns:
+        if not any(pattern.search(tensor.name) for tensor in file.tensors):
+            warn(f"no tensor has a name that fits {pattern.pattern!r} of --tensor-type")
     plan = retype(
         plan_of_file(file),
         preset,

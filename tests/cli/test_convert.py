@@ -205,4 +205,5 @@ def test_a_matrix_that_does_not_belong_is_refused(llama: Path, tmp_path: Path) -
     refused(run(llama, "--type", "Q4_0", "--imatrix", llama / "config.json", "-o", output), "config.json")
     both = ("--include-weights", "a", "--exclude-weights", "b")
     refused(run(llama, "--type", "Q4_0", "--imatrix", matrix, *both, "-o", output), "cannot be used together", 2)
+    refused(run(llama, "--type", "Q4_0", *both[:2], "-o", output), "need --imatrix", 2)
     assert not output.exists()

@@ -91,6 +91,19 @@ def test_a_number_is_a_type(model: Path, out: Path) -> None:
     assert json.loads(run("quantize", model, "-t", "18", "-o", out, "--json").stdout)["type"] == "Q6_K"
 
 
+def test_types_of_single_tensors(model: Path, tmp_path: Path, out: Path) -> None:
+    listed = tmp_path / "types.txt"
+    listed.write_text("attn_v=Q6_K blk.0.ffn_(up|gate)=q5_0\nno_such=Q4_0")
+    words = ["--tensor-type", "ffn_down=Q8_0", "--tensor-type-file", listed, "--token-embedding-type", "q5_1"]
+    done = run_here("quantize", model, "-t", "Q4_0", *words, "-o", out, "--dry-run", "--explain", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "warning: no tensor has a name that fits 'no_such' of --tensor-type\n"
+    types = {rule["tensor"]: rule["type"] for rule in json.loads(done.stdout)["rules"]}
+    wanted = {"blk.0.ffn_down": "Q8_0", "blk.0.attn_v": "Q6_K", "blk.0.ffn_up": "Q5_0", "token_embd": "Q5_1"}
+    assert {name: types[f"{name}.weight"] for name in wanted} == wanted
+    assert types["blk.0.attn_q.weight"] == "Q4_0"
+
+
 def test_fallbacks_are_told_and_hostile_names_are_shown_escaped(tmp_path: Path, out: Path) -> None:
     plan = models.build(tmp_path, T.F16, hidden=160, ffn=352, heads=4, layers=1)
     tensors = [replace(t, name=t.name.replace("attn_q", "\x1b[2Jattn_q")) for t in plan.tensors]
