@@ -37,7 +37,7 @@ class Material:
         """Whether a recipe can be made of it.
 
         Raises:
-            InputError: there is no teacher, or its tokenizer is not at hand.
+            InputError: there is no teacher, or a text or its tokenizer is not at hand.
         """
         if family.teacher is None:
             raise InputError("a recipe needs a teacher", remedy="Give --teacher.")
@@ -46,6 +46,9 @@ class Material:
                 "the student's tokenizer is missing", path=family.teacher,
                 remedy="Give the folder with its files: --tokenizer.",
             )  # fmt: skip
+        for place in (*self.text, *self.held_out, self.tokenizer):
+            if place is not None and not place.exists():
+                raise InputError("there is no such file or folder", path=place)
 
 
 def write_proposal(

@@ -216,7 +216,9 @@ def test_a_gguf_teacher_gives_a_recipe_that_collects(tmp_path: Path, monkeypatch
     monkeypatch.setattr(cost, "measured_flops", lambda: None)
     whole = build(Case(like(QWEN3, hidden_size=256, intermediate_size=512, num_hidden_layers=9)), tmp_path)
     convert(whole, tmp_path / "teacher.gguf", type="Q8_0", workers=1)
-    words = ["--teacher", tmp_path / "teacher.gguf", "--memory", "110MB", "--ctx", CONTEXT, "-f", "text.txt"]
+    text = tmp_path / "text.txt"
+    text.write_text("what it learns from")
+    words = ["--teacher", tmp_path / "teacher.gguf", "--memory", "110MB", "--ctx", CONTEXT, "-f", text]
     (tmp_path / "m.json").write_text(json.dumps({"format": 1, "preset": "Q4_K_M", "threads": 1, "points": [
         {"bytes": 10**9, "seconds": 0.1}]}))  # fmt: skip
     done = planned(*words, "-o", tmp_path / "r.toml", "--tokenizer", whole, "--speed-of", tmp_path / "m.json")
@@ -231,6 +233,9 @@ def test_a_gguf_teacher_gives_a_recipe_that_collects(tmp_path: Path, monkeypatch
     missing = planned(*words, "-o", tmp_path / "s.toml")
     assert isinstance(missing.exception, InputError)
     assert "--tokenizer" in str(missing.exception)
+    text.unlink()
+    missing = planned(*words, "-o", tmp_path / "s.toml", "--tokenizer", whole)
+    assert "there is no such file" in str(missing.exception)
     assert not (tmp_path / "s.toml").exists()
 
 
