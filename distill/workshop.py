@@ -177,6 +177,11 @@ def check_writer(recipe: Recipe) -> None:
 
 
 def _check_targets(targets: Targets, tokenizer: Tokenizer, home: Path) -> None:
+    if not targets.manifest.tokenizer_sha256:
+        raise InputError(
+            "the soft targets do not say which tokenizer they were made with", path=targets.folder,
+            remedy="Import them again, elsewhere, with --tokenizer.",
+        )  # fmt: skip
     if targets.manifest.tokenizer_sha256 != tokenizer.identity.sha256:
         raise InputError(
             "the soft targets were made with another tokenizer", path=targets.folder,

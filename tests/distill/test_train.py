@@ -169,7 +169,7 @@ def test_llama_cpp_computes_what_was_trained(home: Path, tmp_path: Path) -> None
 def random_targets(home: Path, folder: Path, tokenizer: str | None = None) -> None:
     """Targets that stand for the teacher's tokenizer, of random contents."""
     with Tokenizer.open(home / "teacher") as opened:
-        sha256 = tokenizer or opened.identity.sha256
+        sha256 = opened.identity.sha256 if tokenizer is None else tokenizer
     made = replace(manifest(vocabulary=CONFIG["vocab_size"]), tokenizer_sha256=sha256)
     folder.mkdir()
     write_manifest(folder, made)
@@ -199,6 +199,9 @@ def test_targets_of_another_tokenizer_are_refused(home: Path, tmp_path: Path) ->
     random_targets(home, tmp_path / "targets", tokenizer="33" * 32)
     with pytest.raises(InputError, match="another tokenizer"):
         trained_offline(home, tmp_path / "out", tmp_path / "targets")
+    random_targets(home, tmp_path / "imported", tokenizer="")
+    with pytest.raises(InputError, match="do not say which tokenizer"):
+        trained_offline(home, tmp_path / "out", tmp_path / "imported")
 
 
 def test_a_teacher_in_memory_that_reads_other_tokens_is_refused(home: Path, tmp_path: Path) -> None:
