@@ -51,7 +51,8 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, 
     left = budget - sum(option.nbytes for option in chosen.values())
     if left < 0:
         raise InputError(
-            "the model does not fit", expected=f"at least {budget - left} bytes", found=f"{budget} bytes",
+            "the model does not fit the size, even in the smallest types",
+            expected=f"at least {budget - left} bytes for the weights", found=f"{budget} beside the metadata",
             remedy="Allow more bytes, or start from a smaller model.",
         )  # fmt: skip
     steps = sorted(
