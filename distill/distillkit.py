@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguforge.distill.compression import CONFIG, Compression, decode_log_probs, load, pack, read_compression, unpack
+from gguforge.distill.folders import replacing_folder
 from gguforge.distill.sampling import log_of_rest
 from gguforge.distill.shards import Document, Floats, Ids, Rows, Scored, predicting, write_shard
 from gguforge.distill.targets import KEY, Manifest, Targets, TeacherRecord, TextRecord, open_targets, write_manifest
@@ -143,19 +144,19 @@ def export_targets(targets: Targets, output: str | os.PathLike[str]) -> Compress
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError("exists and is no empty folder", path=folder, remedy="Choose another folder.")
-    folder.mkdir(exist_ok=True)
     k = max((int(np.diff(document.row_ptr).max(initial=1)) for document in targets), default=1)
     config = Compression(targets.manifest.vocabulary, k, k, "float32", delta_encoding=False)
-    for number, start in enumerate(range(0, len(targets), _TEXTS_A_FILE)):
-        columns = [_columns(document, config) for document in targets[start : start + _TEXTS_A_FILE]]
-        table = {name: [column[name] for column in columns] for name in columns[0]}
-        types = [pyarrow.list_(pyarrow.uint64()), pyarrow.list_(pyarrow.int64())]
-        types += [pyarrow.list_(pyarrow.list_(pyarrow.uint8()))] * 2
-        schema = pyarrow.schema(list(zip(table, types, strict=True)))
-        parquet.write_table(pyarrow.table(table, schema=schema), folder / f"data_{number}.parquet")
     said = {"d": config.d, "k": k, "exact_k": k, "exact_dtype": "float32", "polynomial_terms": [], "residual_bins": [],
             "delta_encoding": False, "error_diffusion": False}  # fmt: skip
-    (folder / CONFIG).write_text(yaml.safe_dump(said), "utf-8")
+    with replacing_folder(folder) as part:
+        for number, start in enumerate(range(0, len(targets), _TEXTS_A_FILE)):
+            columns = [_columns(document, config) for document in targets[start : start + _TEXTS_A_FILE]]
+            table = {name: [column[name] for column in columns] for name in columns[0]}
+            types = [pyarrow.list_(pyarrow.uint64()), pyarrow.list_(pyarrow.int64())]
+            types += [pyarrow.list_(pyarrow.list_(pyarrow.uint8()))] * 2
+            schema = pyarrow.schema(list(zip(table, types, strict=True)))
+            parquet.write_table(pyarrow.table(table, schema=schema), part / f"data_{number}.parquet")
+        (part / CONFIG).write_text(yaml.safe_dump(said), "utf-8")
     return config
 
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguforge.convert.json_file import read_object
+from gguforge.distill.folders import replacing_folder
 from gguforge.distill.recipe import StudentPart
 from gguforge.quant.errors import InputError, MissingExtraError, OutputError
-from gguforge.quant.files import sync_directory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -296,20 +295,10 @@ def save_model(model: Any, folder: Path, tokenizer: Path, add: Callable[[Path], 
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise OutputError("the folder holds something that is no checkpoint", path=folder)
-    for stale in folder.parent.glob(f"{folder.name}.*.part"):  # a killed run left it
-        shutil.rmtree(stale)
-    part = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.part")
-    part.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(folder) as part:
         model.save_pretrained(part, safe_serialization=True)
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, part / name)
         add(part)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    sync_directory(folder.parent)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from running import linux
 from target_sets import manifest, write_targets
 
 from gguforge.distill.compression import CONFIG, Bin, Compression, decode_log_probs, pack, read_compression, unpack
@@ -17,6 +21,13 @@ from gguforge.distill.targets import open_targets
 from gguforge.quant.errors import GGUForgeError, InputError
 
 pytest.importorskip("yaml")
+
+KILLED_EXPORT = """
+import os, signal, sys
+from gguforge.distill import distillkit, targets
+distillkit._columns = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+distillkit.export_targets(targets.open_targets(sys.argv[1]), sys.argv[2])
+"""
 
 
 @given(
@@ -79,6 +90,21 @@ def test_what_is_exported_comes_back(tmp_path: Path, kind: Any, size: int) -> No
     before = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
     import_targets(tmp_path / "captured", tmp_path / "again")
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == before
+
+
+@linux
+def test_a_killed_export_leaves_no_folder(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from gguforge.distill.distillkit import export_targets
+
+    targets, output = tmp_path / "targets", tmp_path / "captured"
+    write_targets(targets, manifest())
+    process = subprocess.run([sys.executable, "-c", KILLED_EXPORT, targets, output], check=False)
+    assert process.returncode == -signal.SIGKILL
+    (left,) = set(tmp_path.iterdir()) - {targets}
+    assert left.name.startswith("captured.")
+    export_targets(open_targets(targets), output)
+    assert set(tmp_path.iterdir()) == {targets, output}
 
 
 def test_rows_as_distillkit_writes_them(tmp_path: Path, teacher: Path) -> None:
