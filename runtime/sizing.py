@@ -21,7 +21,7 @@ from gguforge.quant.damage import relative_errors
 from gguforge.quant.errors import InputError
 from gguforge.quant.plan import Plan, TensorPlan, padded, row_bytes
 from gguforge.quant.presets import PRESETS, UNQUANTIZED, Preset
-from gguforge.quant.provenance import Measurement
+from gguforge.quant.provenance import Measurement, named_hash
 from gguforge.quant.quantize import Guide, plan_of_file, retype
 from gguforge.quant.rules import Overrides
 from gguforge.quant.splits import read_model
@@ -173,7 +173,7 @@ def fit_size(
         {name: [Option(kind, n, 0) for kind, n in some.items()] for name, some in smallest.items()}, budget - fixed
     )
     with how.meter(Path(model), verify=False) as meter:
-        settings = f"{Path(how.text).stat().st_size} {Path(how.text).stat().st_mtime_ns} {how.context} {how.chunks}"
+        settings = f"{named_hash(how.text)['sha256']} {how.context} {how.chunks}"
         matters = sensitivities(
             base, coarse, names, meter, settings, how.store, lambda done, total: tell("sensitivity", done, total)
         )

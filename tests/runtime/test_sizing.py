@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def test_a_stopped_sweep_goes_on(
     matrices = sum(tensor.type is not T.F32 for tensor in sized.chosen.plan.tensors)
     assert len(evaluated) == 4 + (matrices - 3) + 1 + len(again.rivals), "the three were not measured again"
     assert [entry.name for entry in tmp_path.iterdir()] == ["sweep.json"]
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(text.read_bytes())
+    evaluated[:] = [1] * 4  # no more interruption
+    fit_size(random_path, budget, replace(how, text=copy))
+    assert len(evaluated) == 4 + 1 + len(again.rivals), "a copy is the same text"
 
 
 def test_another_text_is_another_sweep(random_path: Path, text: Path, budget: int, tmp_path: Path) -> None:
