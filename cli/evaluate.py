@@ -96,7 +96,11 @@ def overlap_warning(found: Evaluation, text: str | None, calibration: Calibratio
             f"{100 * found.overlap:.1f} % of this text's passages are in the calibration text as well: "
             "the model looks better here than it is. Measure on another text."
         )
-    if calibration is not None and text is not None and same_name(text, calibration):
+    if calibration is None or text is None:
+        return ""
+    if found.text_sha256 in calibration.hashes:
+        return "this very text served to calibrate the model or to choose its types; measure on another one."
+    if same_name(text, calibration):
         return "a text of the same name served to calibrate the model or to choose its types; measure on another one."
     return ""
 

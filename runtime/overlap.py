@@ -23,6 +23,7 @@ RUN = 13  # words
 KEPT = 32  # one hash in so many
 MODEL_PREFIX = "quantize.imatrix."  # llama-quantize's keys about the importance matrix that it used
 SELECTION_KEY = PREFIX + "selection.name"  # the text that the types of a file of a chosen size were measured on
+HASH_KEYS = (MODEL_PREFIX + "text_sha256", PREFIX + "calibration.sha256", PREFIX + "selection.sha256")
 
 _WORD = re.compile(r"\w+")
 
@@ -54,11 +55,13 @@ class Calibration:
         datasets: names of the calibration texts, without their folders.
         fingerprint: theirs, empty when it was not kept.
         selection: the name of the text that its types were chosen on.
+        hashes: SHA-256 of all these texts, as far as they were kept, hexadecimal.
     """
 
     datasets: frozenset[str]
     fingerprint: frozenset[int]
     selection: str = ""
+    hashes: frozenset[str] = frozenset()
 
 
 def find_calibration(
@@ -73,9 +76,16 @@ def find_calibration(
     """
     file = read_gguf(model)
     found = _of_model(file) if imatrix is None else _of_matrix(read_imatrix(imatrix))
-    if SELECTION_KEY not in file.metadata:
+    selection, hashes = file.metadata.get(SELECTION_KEY), _hashes(file)
+    if selection is None and not hashes:
         return found
-    return replace(found or Calibration(frozenset(), frozenset()), selection=str(file.metadata[SELECTION_KEY].value))
+    found = found or Calibration(frozenset(), frozenset())
+    return replace(found, selection="" if selection is None else str(selection.value), hashes=found.hashes | hashes)
+
+
+def _hashes(file: GGUFFile) -> frozenset[str]:
+    values = [file.metadata[key].value for key in HASH_KEYS if key in file.metadata]
+    return frozenset(str(item) for value in values for item in (value if isinstance(value, list) else [value]))
 
 
 def _of_model(file: GGUFFile) -> Calibration | None:
@@ -89,7 +99,8 @@ def _of_model(file: GGUFFile) -> Calibration | None:
 
 
 def _of_matrix(matrix: ImportanceMatrix) -> Calibration:
-    return Calibration(frozenset(map(_base_name, matrix.datasets)), matrix.fingerprint)
+    names = frozenset(map(_base_name, matrix.datasets))
+    return Calibration(names, matrix.fingerprint, hashes=frozenset(matrix.text_hashes))
 
 
 def _base_name(path: object) -> str:

@@ -32,6 +32,9 @@ def test_best_reads_the_text_and_tidies_up(folder: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob("*.tune"))
     shown = run("inspect", tmp_path / "a.gguf", "--json").stdout
     assert "text.txt" in shown
+    (tmp_path / "renamed.txt").write_bytes((folder / "text.txt").read_bytes())
+    done = run("evaluate", tmp_path / "a.gguf", "-f", tmp_path / "renamed.txt", "-c", 64, "--chunks", 1)
+    assert "warning: this very text served to" in done.stderr
     refused(run("verify", tmp_path / "a.gguf", "--source", folder / "model.gguf"), "--quality best")
     assert not run("verify", tmp_path / "a.gguf").returncode
 

@@ -44,8 +44,13 @@ def test_a_file_of_the_size(folder: Path, tmp_path: Path) -> None:
     told = read_gguf(tmp_path / "m.gguf").metadata
     assert told["gguforge.kld.mean"].value == pytest.approx(measured["kld"])
     assert run("verify", tmp_path / "m.gguf", "--source", folder / "model.gguf").returncode == 0
-    done = run("evaluate", tmp_path / "m.gguf", "-f", folder / "text.txt", "-c", 64, "--chunks", 1)
-    assert "warning: a text of the same name served to" in done.stderr
+    renamed, other = tmp_path / "renamed.txt", tmp_path / "text.txt"
+    renamed.write_bytes((folder / "text.txt").read_bytes())
+    other.write_text("another text, and long enough. " * 50)
+    for text, warning in ((renamed, "this very text served to"), (other, "a text of the same name served to")):
+        done = run("evaluate", tmp_path / "m.gguf", "-f", text, "-c", 64, "--chunks", 1)
+        assert f"warning: {warning}" in done.stderr
+        text.unlink()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.gguf", "m.gguf.json", "m.gguf.sensitivity.json"]
     refused(run(*arguments(folder), "--target-size", size, "-o", tmp_path / "m.gguf"), "file exists")
 

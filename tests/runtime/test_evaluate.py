@@ -262,6 +262,9 @@ def test_calibration_is_found_beside_the_model(tmp_path: Path) -> None:
     (tmp_path / "i.gguf").write_bytes(b"damaged")
     assert find_calibration(model) == found
     assert find_calibration(_model_with(tmp_path / "plain.gguf", {})) is None
+    tuned = find_calibration(_model_with(tmp_path / "t.gguf", {"gguforge.calibration.sha256": "ab"}))
+    assert tuned is not None
+    assert tuned.hashes == {"ab"}
 
 
 def _model_with(path: Path, keys: dict[str, str]) -> Path:
