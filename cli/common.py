@@ -45,7 +45,7 @@ def gathered(kind: type, name: str, *options: Callable[[Command], Command]) -> C
     def decorate(command: Command) -> Command:
         @wraps(command)
         def run(*arguments: Any, **values: Any) -> Any:
-            mine = {field.name: values.pop(field.name) for field in fields(kind)}
+            mine = {field.name: values.pop(field.name) for field in fields(kind) if field.init}
             return command(*arguments, **values, **{name: kind(**mine)})
 
         decorated = cast(Command, run)

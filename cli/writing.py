@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class Writing:
         receipt: write a receipt beside the output; None where weights are encoded.
         as_json: print the result as JSON.
         quiet: print nothing but errors and what was asked for.
+        begun: when the command began, on the clock of `time.perf_counter`.
     """
 
     output: str | None
@@ -51,6 +52,7 @@ class Writing:
     receipt: bool | None
     as_json: bool
     quiet: bool
+    begun: float = field(default_factory=time.perf_counter, init=False)
 
     @property
     def splits(self) -> bool:
@@ -104,9 +106,8 @@ class Writing:
             output.print_explanation()
         cached = ""
         if not self.dry_run:
-            start = time.perf_counter()
             written = self._write(output)
-            result["seconds"] = round(time.perf_counter() - start, 3)
+            result["seconds"] = round(time.perf_counter() - self.begun, 3)
             if self.cache is not None:
                 result["cached_tensors"] = sum(file.cached for file in written)
                 encoded = result["cached_tensors"] + sum(file.encoded for file in written)
@@ -165,7 +166,7 @@ class Writing:
 NOT_LLAMA_CPP = frozenset({"quality", "rules", "target_size", "target_bpw", "fit"})
 """Options with which a file is no longer what llama.cpp's tools write."""
 
-NO_SETTINGS = frozenset(field.name for field in fields(Writing)) | {"explain"}
+NO_SETTINGS = frozenset(one.name for one in fields(Writing)) | {"explain"}
 """Options that do not change what is written (or are in the receipt anyway, as how a model is split)."""
 
 

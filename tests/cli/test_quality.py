@@ -8,8 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
-from running import refused, run
+from running import refused, run, run_here
 from small_model import write_model_and_text
+
+from gguforge.cli.writing import Writing
+from gguforge.quant.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +50,23 @@ def test_a_forecast_before_the_work(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_clock_runs_from_the_beginning(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(plan: Plan, writing: Writing) -> None:
+        object.__setattr__(writing, "begun", writing.begun - 100)  # as if what came before took so long
+
+    monkeypatch.setattr("gguforge.cli.tuning.hint_at_grids", slow)
+    done = run_here("quantize", folder / "model.gguf", "-t", "Q4_0", "-o", tmp_path / "a.gguf", "--json")
+    assert json.loads(done.stdout)["seconds"] > 100
+
+
 def test_high_needs_no_text(folder: Path, tmp_path: Path) -> None:
     words = ["quantize", folder / "model.gguf", "-t", "Q4_0", "--quality", "high", "--threads", 1]
     done = run(*words, "-o", tmp_path / "a.gguf")
     assert "tuning on 8 chunks takes about " in done.stderr
+    receipt = json.loads((tmp_path / "a.gguf.json").read_text())
+    for tensor in receipt["tensors"]:  # of the original weights
+        copied = tensor["type"] == tensor["source_type"]
+        assert tensor["relative_error"] == 0 if copied else 0.01 < tensor["relative_error"] < 0.3
     assert not run("verify", tmp_path / "a.gguf").returncode
 
 
