@@ -38,7 +38,7 @@ def import_targets(
         tokenizer: a GGUF file or a checkpoint's folder with the teacher's tokenizer, to be recorded.
 
     Raises:
-        InputError: files are missing, damaged or of the older layout.
+        InputError: files are missing, damaged or of the older layout, or the tokenizer has another number of tokens.
         OutputError: the output holds other targets, or cannot be written.
         MissingExtraError: pyarrow is not installed.
     """
@@ -67,6 +67,12 @@ def _manifest(folder: Path, config: Compression, paths: list[Path], tokenizer: A
     if tokenizer is not None:
         with Tokenizer.open(tokenizer) as opened:
             tokens, sha256 = opened.identity.tokens, opened.identity.sha256
+            if not tokens <= config.d <= opened.size:  # some count the padding at the end, some do not
+                raise InputError(
+                    "is not the tokenizer of what was captured", path=tokenizer, expected=f"{config.d} tokens",
+                    found=f"{tokens}" if tokens == opened.size else f"{tokens} to {opened.size}",
+                    remedy="Give the teacher's own.",
+                )  # fmt: skip
     return Manifest(
         kind="top-k", size=config.k, draws="", seed=0, temperature=1.0, biased=True, context=0, vocabulary=config.d,
         tokens=tokens, tokenizer_sha256=sha256, template_sha256="",

@@ -18,6 +18,7 @@ from target_sets import manifest, write_targets
 
 from gguforge.distill.compression import CONFIG, Bin, Compression, decode_log_probs, pack, read_compression, unpack
 from gguforge.distill.targets import open_targets
+from gguforge.distill.tokens import identity_of
 from gguforge.quant.errors import GGUForgeError, InputError
 
 pytest.importorskip("yaml")
@@ -64,16 +65,18 @@ def test_known_rows() -> None:
 
 
 @pytest.mark.parametrize(("kind", "size"), [("sampled", 50), ("top-k", 9)])
-def test_what_is_exported_comes_back(tmp_path: Path, kind: Any, size: int) -> None:
+def test_what_is_exported_comes_back(tmp_path: Path, teacher: Path, kind: Any, size: int) -> None:
     pytest.importorskip("pyarrow")
     from gguforge.distill.distillkit import export_targets, import_targets
 
-    made = manifest(kind, size, vocabulary=300, shards=2)
+    identity = identity_of(teacher)
+    made = manifest(kind, size, vocabulary=identity.tokens, shards=2)
     write_targets(tmp_path / "targets", made)
     targets = open_targets(tmp_path / "targets")
     config = export_targets(targets, tmp_path / "captured")
-    assert (config.d, config.exact_k) == (300, config.k)
-    again = import_targets(tmp_path / "captured", tmp_path / "again")
+    assert (config.d, config.exact_k) == (identity.tokens, config.k)
+    again = import_targets(tmp_path / "captured", tmp_path / "again", teacher)
+    assert again.manifest.tokenizer_sha256 == identity.sha256
     assert again.manifest.biased
     assert len(again) == len(targets)
     for one, two in zip(targets, again, strict=True):
@@ -88,7 +91,7 @@ def test_what_is_exported_comes_back(tmp_path: Path, kind: Any, size: int) -> No
     with pytest.raises(GGUForgeError, match="no empty folder"):
         export_targets(targets, tmp_path / "captured")
     before = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
-    import_targets(tmp_path / "captured", tmp_path / "again")
+    import_targets(tmp_path / "captured", tmp_path / "again", teacher)
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == before
 
 
@@ -126,9 +129,11 @@ def test_rows_as_distillkit_writes_them(tmp_path: Path, teacher: Path) -> None:
             "bytepacked_indices": [pack(ids, 7).tolist()] * len(texts),
         }
         parquet.write_table(pyarrow.table(columns), folder / f"data_{number}.parquet")
-    targets = import_targets(folder, tmp_path / "t", teacher)
+    with pytest.raises(InputError, match=r"teacher\.gguf: is not the tokenizer of what was captured"):
+        import_targets(folder, tmp_path / "t", teacher)
+    assert not (tmp_path / "t").exists()
+    targets = import_targets(folder, tmp_path / "t")
     (document,) = targets
-    assert targets.manifest.tokenizer_sha256
     assert document.loss_mask.tolist() == [False, True, True]
     assert document.ids.tolist() == [5, 6, 7, 8, 9]
     np.testing.assert_allclose(document.weights, [0.5, 0.3, 0.1, 0.9, 0.05], rtol=1e-3)
