@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -82,11 +83,21 @@ class Access:
     api_key_env: str | None
 
     def sources(self, teachers: tuple[str, ...], weights: tuple[float, ...]) -> list[TeacherSource]:
-        """Where each teacher is, and its share of the mixture."""
+        """Where each teacher is, and its share of the mixture.
+
+        Raises:
+            InputError: there is a device, and no checkpoint to compute on it.
+        """
         from gguforge.distill.teachers.open import TeacherSource
+        from gguforge.quant.errors import InputError
 
         if weights and len(weights) != len(teachers):
             raise click.UsageError(f"Give --weight once for each of the {len(teachers)} teachers.")
+        if self.device and not any(Path(teacher).is_dir() for teacher in teachers):
+            raise InputError(
+                "--device is for checkpoints, which torch computes", path=teachers[0], found="no checkpoint",
+                remedy="Leave it out.",
+            )  # fmt: skip
         return [
             TeacherSource(teacher, weight, self.threads, self.device, self.tokenizer, self.api_key_env)
             for teacher, weight in zip(teachers, weights or [1.0] * len(teachers), strict=True)

@@ -56,6 +56,7 @@ def test_usage_and_input_errors(folder: Path, tmp_path: Path) -> None:
         ((model, "-f", text, "-o", tmp_path / "t", "--engine", "slurm"), 2, "'local', 'ray'"),
         ((tmp_path / "no.gguf", "-f", text, "-o", tmp_path / "t"), 1, "no such teacher"),
         ((text, "-f", text, "-o", tmp_path / "t"), 1, "this is not a GGUF file"),
+        ((model, "-f", text, "-o", tmp_path / "t", "--device", "cuda"), 1, "--device is for checkpoints"),
         ((model, "-f", tmp_path / "no.txt", "-o", tmp_path / "t"), 1, "no such file"),
         ((model, "-f", text, "-o", text), 1, "this is not a folder"),
         ((model, "-f", text, "-o", tmp_path / "none" / "t"), 1, "no such folder"),
