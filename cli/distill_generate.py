@@ -42,8 +42,8 @@ def command(
     """Let the GGUF file TEACHER answer prompts, and keep the answers that pass as conversations.
 
     A line of the prompts is {"prompt": "..."} or a conversation, whose last answer is made anew. Answers that do not
-    come to an end, go in circles or repeat another one are thrown away. Run the same command again to go on with a run
-    that was stopped.
+    come to an end, hold bytes that are no UTF-8, go in circles or repeat another one are thrown away. Run the same
+    command again to go on with a run that was stopped.
 
     \b
     Examples:

@@ -1,9 +1,9 @@
 """Sequence-level distillation: a teacher answers prompts, and the answers that pass become conversations to learn from.
 
-What is thrown away: answers that did not come to an end, too short ones, those that go in circles, and repetitions of
-an earlier answer to the same prompt. The rest is a .jsonl file of conversations, for `distill collect` for example.
-What is done is kept in a file beside the output, one line an answer, from which a stopped run goes on. Method: Kim and
-Rush, Sequence-Level Knowledge Distillation, https://arxiv.org/abs/1606.07947.
+What is thrown away: answers that did not come to an end, too short ones, those with bytes that are no UTF-8, those that
+go in circles, and repetitions of an earlier answer to the same prompt. The rest is a .jsonl file of conversations, for
+`distill collect` for example. What is done is kept in a file beside the output, one line an answer, from which a
+stopped run goes on. Method: Kim and Rush, Sequence-Level Knowledge Distillation, https://arxiv.org/abs/1606.07947.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from gguforge.runtime.sampling import Sampling
 from gguforge.runtime.vocabulary import Detokenizer
 
 _THOUGHTS_END = "</think>"
+_NO_UTF8 = "\ufffd"  # stands for bytes that are no character
 _CIRCLE = 4  # tokens of a piece that comes again
 _CIRCLE_SHARE = 0.5  # of an answer's pieces that may have come before
 _CIRCLE_TOKENS = 32  # shorter answers may repeat themselves
@@ -55,7 +56,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Generated:
-    """What came of it: answers that were kept, and why others were not ("cut", "short", "circles", "same")."""
+    """Answers that were kept, and why others were not ("cut", "short", "garbled", "circles", "same")."""
 
     prompts: int
     kept: int
@@ -235,6 +236,8 @@ def _faults(entry: dict[str, Any], asking: Asking, seen: set[str]) -> Iterator[s
         yield "cut"
     if len(entry["text"]) < max(1, asking.min_characters):
         yield "short"
+    if _NO_UTF8 in entry["text"]:
+        yield "garbled"
     if entry["circles"] > _CIRCLE_SHARE:
         yield "circles"
     if entry["text"] in seen:

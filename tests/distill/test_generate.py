@@ -13,6 +13,7 @@ from gguforge.distill import generate as module
 from gguforge.distill.generate import Asking, Generated, generate, read_prompts
 from gguforge.quant.errors import InputError, OutputError
 from gguforge.runtime.sampling import GREEDY, Sampling
+from gguforge.runtime.vocabulary import Vocabulary
 
 QUESTIONS = [
     {"prompt": "hello"},
@@ -54,6 +55,13 @@ def test_answers_that_do_not_pass(other_teacher: Path, prompts: Path) -> None:
 def test_circles_do_not_pass() -> None:
     entry = {"text": "la la", "stop": "end", "circles": 0.9}
     assert module._filtered([[]], Asking(), [entry])[0].dropped == {"circles": 1}
+
+
+def test_bytes_that_are_no_text_do_not_pass(
+    other_teacher: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Vocabulary, "piece", lambda *_: b"caf\xc3")  # the first byte of two
+    assert ask(other_teacher, prompts, "c.jsonl", Asking(sampling=GREEDY)) == (Generated(2, 0, {"garbled": 2}), [])
 
 
 def test_a_stopped_run_goes_on(teacher: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
