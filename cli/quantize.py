@@ -147,10 +147,10 @@ def quantize_to_size(model: str, wishes: Wishes, sizing: Sizing, tuning: Tuning,
 
     name = default_output(model, sizing.label)
     output = writing.output or name
-    if writing.dry_run:
-        print_forecast(model, sizing, writing.as_json)
-        return
     guide = read_guide(wishes.imatrix, wishes.include, wishes.exclude)
+    if writing.dry_run:
+        print_forecast(model, sizing, guide, writing)
+        return
     best = sized_plan(model, output, sizing, guide, writing)
     with tuning.improved(best.plan, model, output, writing) as better:
         measured = best.measured if better is best.plan else None  # tuning changes what was measured

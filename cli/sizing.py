@@ -123,6 +123,9 @@ def sized_plan(model: str, output: str, sizing: Sizing, guide: Guide | None, wri
     with stages_bar(writing.quiet) as tell:
         found = fit_size(model, budget(model, sizing) - room(model, sizing, writing), how, guide=guide, progress=tell)
     if not writing.quiet:
+        shares = memory_shares(model, sizing, found.best.plan.size)
+        if shares:
+            click.echo("memory: " + ", ".join(f"{name} {in_words(n)}" for name, n in shares.items()), err=True)
         click.echo(remark(found), err=True)
     return found.best
 
@@ -141,20 +144,33 @@ def room(model: str, sizing: Sizing, writing: Writing) -> int:
     return len(writing.stamped(plan, like).header) - len(plan.header) + plan.alignment + TUNED_ROOM * tuned
 
 
-def print_forecast(model: str, sizing: Sizing, as_json: bool) -> None:
+def print_forecast(model: str, sizing: Sizing, guide: Guide | None, writing: Writing) -> None:
     """What choosing the types would take; one chunk of text is read to know the pace."""
     from gguforge.runtime.sizing import forecast
 
-    found = forecast(model, sizing.measuring(model, None))
-    facts = {"budget": budget(model, sizing), **vars(found)}
-    if as_json:
-        click.echo(json.dumps(facts))
+    most = budget(model, sizing)
+    shares = memory_shares(model, sizing, most)
+    found = forecast(model, most - room(model, sizing, writing), sizing.measuring(model, None), guide)
+    if writing.as_json:
+        click.echo(json.dumps({"budget": most, **vars(found)} | ({"fit": shares} if shares else {})))
         return
-    click.echo(f"budget       {facts['budget']:,} bytes")
+    click.echo(f"budget       {most:,} bytes")
+    for name, nbytes in shares.items():
+        click.echo(f"  {name:<11}{in_words(nbytes)}")
     click.echo(f"evaluations  {found.evaluations}, each of {sizing.size_chunks} chunks")
     click.echo(f"time         about {found.seconds / 60:.1f} minutes")
     click.echo(f"memory       about {in_words(found.memory)}")
     click.echo(f"disk         {in_words(found.disk)} meanwhile")
+
+
+def memory_shares(model: str, sizing: Sizing, weights: int) -> dict[str, int]:
+    """Of `--fit`, bytes for the weights and for what running the model takes besides; empty without it."""
+    from gguforge.runtime.memory import PROCESS, buffers
+
+    if sizing.fit is None:
+        return {}
+    need = buffers(model, sizing.fit_context, sizing.fit_cache)
+    return {"weights": weights, "KV cache": need.cache, "compute": need.compute, "process": PROCESS}
 
 
 def budget(model: str, sizing: Sizing) -> int:
@@ -187,6 +203,8 @@ def budget(model: str, sizing: Sizing) -> int:
 def remark(found: Sized) -> str:
     """One line: what was written and what it was measured against."""
     chosen = f"chosen types: KLD {found.chosen.divergence:.5f} in {in_words(found.chosen.plan.size)}"
+    if found.everything:
+        return f"{chosen}; the largest types of all tensors fit"
     if not found.rivals:
         return f"{chosen}; no preset is that small"
     rival = found.rivals[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,11 +68,13 @@ class Sized:
         best: what to write; "chosen", unless a preset was better.
         chosen: the types that were chosen for the size.
         rivals: the presets that fit, as measured, best first.
+        everything: whether each tensor has its largest type, since all fit; then no preset was measured.
     """
 
     best: Rival
     chosen: Rival
     rivals: tuple[Rival, ...]
+    everything: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,21 +123,59 @@ class Forecast:
     disk: int
 
 
-def forecast(model: str | os.PathLike[str], how: Measuring) -> Forecast:
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """What there is to choose.
+
+    Attributes:
+        base: the unquantized model.
+        coarse: every tensor in the coarse type.
+        sizes: for each tensor that is chosen its bytes, padding included, in every type that it could have.
+        budget: bytes for these tensors.
+    """
+
+    base: Plan
+    coarse: Plan
+    sizes: dict[str, dict[T, int]]
+    budget: int
+
+    @property
+    def largest(self) -> dict[str, T] | None:
+        """The largest type of each tensor, if all of them fit: then nothing need be measured to choose."""
+        found = {name: max(some, key=lambda kind: some[kind]) for name, some in self.sizes.items()}
+        return found if sum(self.sizes[name][kind] for name, kind in found.items()) <= self.budget else None
+
+
+def _scope(model: str | os.PathLike[str], budget: int, guide: Guide | None) -> Scope:
+    """Whether there is any choice is better known before the sweep.
+
+    Raises:
+        InputError: the budget is too small, or the model is quantized already.
+    """
+    base = plan_of_file(read_model(model))
+    coarse = retype(base, COARSE.name, guide=guide, overrides=_types({tensor.name: COARSE for tensor in base.tensors}))
+    chosen = [tensor for tensor in coarse.tensors if not tensor.is_copy and tensor.type not in UNQUANTIZED]
+    menu = MENU if guide is None else GUIDED_MENU
+    sizes = {tensor.name: _sizes(tensor, menu, coarse.alignment) for tensor in chosen}
+    left = budget - coarse.size + sum(padded(tensor.nbytes, coarse.alignment) for tensor in chosen)
+    allocate({name: [Option(kind, n, 0) for kind, n in some.items()] for name, some in sizes.items()}, left)
+    return Scope(base, coarse, sizes, left)
+
+
+def forecast(model: str | os.PathLike[str], budget: int, how: Measuring, guide: Guide | None = None) -> Forecast:
     """What `fit_size` will take on a model; one chunk of the text is read.
 
     Raises:
+        InputError: see `fit_size`.
         GGUForgeError: see `evaluate`.
     """
-    file = read_model(model)
-    base = plan_of_file(file)
-    matrices = sum(not tensor.is_copy for tensor in retype(base, COARSE.name, overrides=Overrides(pure=True)).tensors)
+    scope, file = _scope(model, budget, guide), read_model(model)
     start = time.perf_counter()
     evaluate(model, how.text, context=how.context, chunks=1, threads=how.threads)
     chunk = time.perf_counter() - start  # with opening the model, which each evaluation does too
-    evaluations = matrices + 1 + RIVALS
+    evaluations = 1 if scope.largest is not None else len(scope.sizes) + 1 + RIVALS
     need = buffers(model, how.context)
-    logits = 2 * how.chunks * how.context * max(tensor.shape[0] for tensor in base.tensors)
+    logits = 2 * how.chunks * how.context * max(tensor.shape[0] for tensor in scope.base.tensors)
     return Forecast(evaluations, evaluations * chunk * how.chunks, file.size + need.total, file.size + logits)
 
 
@@ -162,28 +202,21 @@ def fit_size(
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came; what was measured is kept in `how.store`.
     """
     tell = progress or (lambda label, done, total: None)
-    base = plan_of_file(read_model(model))
-    coarse = retype(base, COARSE.name, guide=guide, overrides=_types({tensor.name: COARSE for tensor in base.tensors}))
-    names = [tensor.name for tensor in coarse.tensors if not tensor.is_copy and tensor.type not in UNQUANTIZED]
-    menu = GUIDED_MENU if guide is not None else MENU
-    # whether there is any choice is better known before the sweep
-    fixed = coarse.size - sum(padded(t.nbytes, coarse.alignment) for t in coarse.tensors if t.name in names)
-    smallest = {t.name: _sizes(t, menu, coarse.alignment) for t in coarse.tensors if t.name in names}
-    allocate(
-        {name: [Option(kind, n, 0) for kind, n in some.items()] for name, some in smallest.items()}, budget - fixed
-    )
+    scope = _scope(model, budget, guide)
+    plans = {preset.name: plan for preset, plan in _presets_within(scope.base, guide, budget)[:RIVALS]}
+    nearest = next(iter(plans), COARSE.name)  # the file type that the metadata name
+    if scope.largest is not None:
+        chosen = retype(scope.base, nearest, guide=guide, overrides=_types(scope.largest))
+        return replace(_verified(Path(model), how, chosen, {}, tell), everything=True)
     with how.meter(Path(model), verify=False) as meter:
         settings = f"{named_hash(how.text)['sha256']} {how.context} {how.chunks}"
         matters = sensitivities(
-            base, coarse, names, meter, settings, how.store, lambda done, total: tell("sensitivity", done, total)
-        )
-    options = _options(coarse, names, matters, menu, lambda done, total: tell("errors", done, total))
-    found = allocate(options, budget - fixed)
-    plans = {preset.name: plan for preset, plan in _presets_within(base, guide, budget)[:RIVALS]}
-    nearest = next(iter(plans), COARSE.name)  # the file type that the metadata name
-    chosen = _explained(
-        retype(base, nearest, guide=guide, overrides=_types({name: one.type for name, one in found.items()})), matters
-    )
+            scope.base, scope.coarse, list(scope.sizes), meter, settings, how.store,
+            lambda done, total: tell("sensitivity", done, total),
+        )  # fmt: skip
+    found = allocate(_options(scope, matters, lambda done, total: tell("errors", done, total)), scope.budget)
+    types = _types({name: one.type for name, one in found.items()})
+    chosen = _explained(retype(scope.base, nearest, guide=guide, overrides=types), matters)
     return _verified(Path(model), how, chosen, plans, tell)
 
 
@@ -205,17 +238,15 @@ def _types(wanted: Mapping[str, T]) -> Overrides:
     return Overrides(patterns=tuple((re.compile(f"^{re.escape(name)}$"), kind) for name, kind in wanted.items()))
 
 
-def _options(
-    coarse: Plan, names: Sequence[str], matters: dict[str, float], menu: Sequence[T], tell: Callable[[int, int], None]
-) -> dict[str, list[Option]]:
+def _options(scope: Scope, matters: dict[str, float], tell: Callable[[int, int], None]) -> dict[str, list[Option]]:
     """What each tensor could be: the damage grows with the error as it was measured at the coarse type."""
-    tensors = {tensor.name: tensor for tensor in coarse.tensors}
+    tensors = {tensor.name: tensor for tensor in scope.coarse.tensors}
     found = {}
-    for done, name in enumerate(names):
-        tell(done, len(names))
+    for done, (name, usual) in enumerate(scope.sizes.items()):
+        tell(done, len(scope.sizes))
         tensor = tensors[name]
-        errors = relative_errors(tensor, {tensor.type, *menu})
-        sizes = _sizes(tensor, errors, coarse.alignment)
+        errors = relative_errors(tensor, {tensor.type, *usual})
+        sizes = _sizes(tensor, errors, scope.coarse.alignment)
         scale = max(matters[name], FLOOR) / (errors[tensor.type] or 1.0)
         found[name] = [Option(kind, sizes[kind], error * scale) for kind, error in errors.items()]
     return found

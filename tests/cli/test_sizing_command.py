@@ -61,12 +61,24 @@ def test_a_forecast_writes_nothing(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert 0.5e9 < facts["budget"] < 1e9
-    assert facts["evaluations"] > 10
+    assert facts["evaluations"] == 1, "everything fits"
     assert facts["seconds"] > 0
+    assert list(facts["fit"]) == ["weights", "KV cache", "compute", "process"]
+    assert sum(facts["fit"].values()) == 10**9
     assert sorted(folder.iterdir()) == before
-    bits = json.loads(run(*arguments(folder), "--target-bpw", 4.5, "--dry-run", "--json").stdout)
+    bits = json.loads(run(*arguments(folder), "--target-bpw", 6, "--dry-run", "--json").stdout)
     weights = sum(tensor.elements for tensor in read_gguf(folder / "model.gguf").tensors)
-    assert bits["budget"] == pytest.approx(weights * 4.5 / 8, rel=0.3), "and the header"
+    assert bits["budget"] == pytest.approx(weights * 6 / 8, rel=0.3), "and the header"
+    assert bits["evaluations"] > 10
+
+
+def test_where_everything_fits_no_sweep_is_made(folder: Path, tmp_path: Path) -> None:
+    done = run(*arguments(folder), "--fit", "1GB", "--ctx", 512, "-o", tmp_path / "m.gguf")
+    assert done.returncode == 0, done.stderr
+    assert "the largest types of all tensors fit" in done.stderr
+    assert "memory: weights " in done.stderr
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.gguf", "m.gguf.json"], "no sensitivities"
+    assert {t.type.name for t in read_gguf(tmp_path / "m.gguf").tensors if len(t.shape) > 1} == {"Q8_0"}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +89,7 @@ def test_a_forecast_writes_nothing(folder: Path) -> None:
         (["--target-bpw", 4, "--pure"], "no other option may choose types", 2),
         (["--target-size", "much"], "'much' is no size", 1),
         (["--target-size", "1K"], "the model does not fit", 1),
+        (["--target-size", "1K", "--dry-run"], "the model does not fit", 1),
         (["--fit", "1M"], "the context alone takes more memory", 1),
     ],
 )
