@@ -1,4 +1,4 @@
-"""`gguforge distill run` through the installed script, killed and taken up again, alone and under torchrun."""
+"""`gguforge distill run` through the installed script, killed and taken up again, alone and in two processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ device = "cpu"
 threads = 1
 """
 FILE = "student-Q4_K_M.gguf"
-TORCHRUN = shutil.which("torchrun", path=os.path.dirname(sys.executable))
+LAUNCHERS = {
+    "torchrun": ["--no-python", "--nproc-per-node", "2", "--standalone"],
+    "accelerate": ["launch", "--multi_gpu", "--num_processes", "2", "--no_python"],
+}
 
 
 @pytest.fixture
@@ -109,14 +112,19 @@ def test_killed_in_every_costly_stage_it_ends_with_the_same_bytes_and_a_chat(hom
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(TORCHRUN is None, reason="torchrun is not installed")
-@pytest.mark.parametrize("name", ["run", "train"])
-def test_two_processes_share_the_training(home: Path, name: str) -> None:
+@pytest.mark.parametrize(("launcher", "name"), [("torchrun", "run"), ("torchrun", "train"), ("accelerate", "run")])
+def test_two_processes_share_the_training(home: Path, launcher: str, name: str) -> None:
+    script = shutil.which(launcher, path=os.path.dirname(sys.executable))
+    if script is None:
+        pytest.skip(f"{launcher} is not installed")
     body = RECIPE if name == "run" else RECIPE.replace("[finish]\nsteps = 4\n", "")
     if name == "train":
         body = body.replace("[collect]\ndraws = 20\nshard_bytes = 1000\n", "").replace("sampled_kl", "forward_kl")
     (home / "recipe.toml").write_text(body)
-    command = [str(TORCHRUN), "--no-python", "--nproc-per-node", "2", "--standalone", *COMMAND]
+    launch = [script, *LAUNCHERS[launcher]]
+    counted = [*launch, sys.executable, "-c", "import os; print(os.environ['WORLD_SIZE'])"]
+    assert subprocess.run(counted, capture_output=True, text=True, timeout=60).stdout.split() == ["2", "2"]
+    command = [*launch, *COMMAND]
     words = ["distill", name, str(home / "recipe.toml"), "-o", str(home / "out")]
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
