@@ -33,8 +33,9 @@ def parse_type(name: str) -> GGMLQuantizationType:
     known = {kind.name: kind for kind in REGISTRY}
     found = known.get(name.strip().upper())
     if found is None:
-        near = get_close_matches(name.upper(), known, 3, 0.5) or sorted(known)
-        raise InputError(f"unknown block type {name!r}", remedy=f"Did you mean {' or '.join(near)}?")
+        near = get_close_matches(name.upper(), known, 3, 0.5)
+        remedy = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(known))}."
+        raise InputError(f"unknown block type {name!r}", remedy=remedy)
     return found
 
 

@@ -79,7 +79,7 @@ def find_preset(name: str) -> Preset:
     """A preset by name, alias or llama.cpp number, in any case.
 
     Raises:
-        InputError: no such preset; names the nearest.
+        InputError: no such preset; names the nearest, or all.
 
     Example:
         >>> find_preset("q4_k").name, find_preset("18").name
@@ -92,6 +92,9 @@ def find_preset(name: str) -> Preset:
     for preset in PRESETS.values():
         if key == str(preset.file_type):
             return preset
+    if key.isdecimal():
+        known = ", ".join(f"{preset.file_type} {preset.name}" for preset in PRESETS.values())
+        raise InputError(f"no type has the number {key}", remedy=f"Known: {known}.")
     near = get_close_matches(key, [*PRESETS, *ALIASES], 3, 0.5)
     remedy = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(PRESETS)}."
     raise InputError(f"unknown type {name!r}", remedy=remedy)

@@ -15,7 +15,7 @@ from peer import exact, llama_quantize
 from gguforge.quant.errors import DataError, InputError, OutputError
 from gguforge.quant.metadata import uint32
 from gguforge.quant.model import Model
-from gguforge.quant.overrides import parse_overrides, parse_pairs
+from gguforge.quant.overrides import parse_overrides, parse_pairs, parse_type
 from gguforge.quant.presets import ALIASES, PRESETS, find_preset
 from gguforge.quant.quantize import Guide, plan_of_file, quantize, retype, types_count
 from gguforge.quant.reader import read_gguf
@@ -274,6 +274,10 @@ def test_presets_by_name_alias_number_and_any_case() -> None:
         find_preset("Q4_KM")
     with pytest.raises(InputError, match="Known: F32"):
         find_preset("zzz")
+    with pytest.raises(InputError, match=r"no type has the number 6\. Known: 0 F32, 1 F16"):
+        find_preset("6")
+    with pytest.raises(InputError, match=r"unknown block type 'ZZ'\. Known: BF16, F16"):
+        parse_type("ZZ")
 
 
 def types_of(preset: str, model: Model, names: list[str], row_length: int = 256) -> dict[str, T]:
