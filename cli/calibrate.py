@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gguforge.cli.chunk_bar import chunk_bar
-from gguforge.cli.common import chunk_options, quiet_option, threads_option
+from gguforge.cli.common import chunk_options, quiet_option, threads_option, warn
 
 if TYPE_CHECKING:
     from gguforge.quant.imatrix import ImportanceMatrix
@@ -74,6 +75,8 @@ def command(
         matrices.append(_calibrate(model, text, output, quiet, settings | {"resume": resume, "overwrite": overwrite}))
     elif output is not None:
         check_target(Path(output), overwrite)
+    for line in counted_twice(matrices, (*merge, text or "")):
+        warn(line)
     matrix = added(matrices, (*merge, output or "")) if merge else matrices[0]
     if output is not None and merge:
         write_imatrix(matrix, output, overwrite=overwrite or model is not None)
@@ -94,6 +97,18 @@ def _calibrate(model: str, text: str, output: str, quiet: bool, settings: dict[s
         if partial_path(output).exists():
             click.echo(f"kept what was done in {partial_path(output)}; go on with --resume", err=True)
         raise
+
+
+def counted_twice(matrices: Sequence[ImportanceMatrix], names: Sequence[str]) -> list[str]:
+    """One line for each two matrices, called by their names, that the same text went into."""
+    first: dict[str, str] = {}
+    found: dict[str, None] = {}
+    for matrix, name in zip(matrices, names, strict=False):
+        for digest in matrix.text_hashes:
+            if digest in first:
+                found[f"the same text went into {first[digest]} and {name}: it counts twice"] = None
+            first.setdefault(digest, name)
+    return list(found)
 
 
 def described(matrix: ImportanceMatrix) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def test_one_matrix(folder: Path, tmp_path: Path) -> None:
     code, out, err = calibrate("--merge", tmp_path / "i.gguf", "--merge", tmp_path / "i.gguf", "--json")
     facts = json.loads(out)
     assert (code, facts["chunks"], facts["chunk_size"], facts["output"]) == (0, 6, 64, None)
+    twice = tmp_path / "i.gguf"
+    assert err == f"warning: the same text went into {twice} and {twice}: it counts twice\n"
     assert facts["coverage"][0] == {
         "tensor": "blk.0.attn_k.weight", "experts": 1, "unused": [], "least": 384, "most": 384,
     }  # fmt: skip
