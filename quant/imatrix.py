@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from gguforge.quant.sources import ArraySource
 from gguforge.quant.writer import write
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+REST = ".in_sum2_rest"  # ours, in the files of stopped runs; llama.cpp passes over it
 LEGACY_SUFFIX = ".dat"
 LEGACY_CHUNK = 512  # tokens; a .dat file counts chunks, and 512 is what llama-imatrix takes them for
 PREFIX = "gguforge.imatrix."
@@ -43,10 +44,12 @@ class Entry:
         sums: sums of squared inputs, shape (experts, columns). For a dense tensor there is one "expert"; if that tensor
             is a stack of matrices, `columns` counts those of all of them.
         counts: tokens that were summed, shape (experts,).
+        rest: what float32 leaves of the sums, in two steps, shape (2, experts, columns); kept where a run is to go on.
     """
 
     sums: Floats
     counts: Counts
+    rest: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def merge(matrices: Sequence[ImportanceMatrix], paths: Sequence[str] = ()) -> Im
     for number, matrix in enumerate(matrices):
         for name, entry in matrix.entries.items():
             try:
-                entries[name] = _added(entries[name], entry) if name in entries else entry
+                entries[name] = _added(entries[name], entry) if name in entries else replace(entry, rest=None)
             except ValueError as error:
                 where = paths[number] if number < len(paths) else None
                 raise InputError(
@@ -190,7 +193,10 @@ def plan_imatrix(matrix: ImportanceMatrix) -> Plan:
     tensors = []
     for name in sorted(matrix.entries, key=str.encode):
         entry = matrix.entries[name]
-        for suffix, values in ((SUMS, entry.sums), (COUNTS, entry.counts.astype(np.float32)[:, None])):
+        parts = {SUMS: entry.sums, COUNTS: entry.counts.astype(np.float32)[:, None], REST: entry.rest}
+        for suffix, values in parts.items():
+            if values is None:
+                continue
             flat = values if len(values) > 1 else values[0]  # GGUF counts no trailing dimension of 1
             tensors.append(TensorPlan(name + suffix, flat.shape, GGMLQuantizationType.F32, ArraySource(flat)))
     return Plan(metadata, tuple(tensors))
@@ -222,7 +228,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> ImportanceMatrix:
 def _from_gguf(file: GGUFFile) -> ImportanceMatrix:
     pairs: dict[str, dict[str, TensorInfo]] = {}
     for tensor in file.tensors:
-        for suffix in (SUMS, COUNTS):
+        for suffix in (SUMS, COUNTS, REST):
             if tensor.name.endswith(suffix):
                 pairs.setdefault(tensor.name.removesuffix(suffix), {})[suffix] = tensor
     if not pairs:
@@ -243,7 +249,7 @@ def _from_gguf(file: GGUFFile) -> ImportanceMatrix:
 
 
 def _entry(file: GGUFFile, name: str, pair: Mapping[str, TensorInfo]) -> Entry:
-    if len(pair) < 2:
+    if SUMS not in pair or COUNTS not in pair:
         missing = COUNTS if SUMS in pair else SUMS
         raise GGUFError("is incomplete", path=file.path, tensor=name, expected=f"the tensor {name}{missing}")
     for info in pair.values():
@@ -257,13 +263,19 @@ def _entry(file: GGUFFile, name: str, pair: Mapping[str, TensorInfo]) -> Entry:
             "sums and counts do not fit each other", path=file.path, tensor=name,
             expected=f"a multiple of {counts.size} sums", found=sums.size,
         )  # fmt: skip
-    return Entry(sums.reshape(counts.size, -1), np.rint(counts).astype(np.int64))
+    entry = Entry(sums.reshape(counts.size, -1), np.rint(counts).astype(np.int64))
+    if REST not in pair:
+        return entry
+    rest = _values(file, pair[REST], signed=True)
+    if rest.size != 2 * sums.size:
+        raise GGUFError("is damaged", path=file.path, tensor=name + REST, expected=2 * sums.size, found=rest.size)
+    return replace(entry, rest=rest.reshape(2, counts.size, -1))
 
 
-def _values(file: GGUFFile, info: TensorInfo) -> Floats:
+def _values(file: GGUFFile, info: TensorInfo, signed: bool = False) -> Floats:
     """A tensor in memory, flat; sums of squares and counts are finite and not negative."""
     values = np.array(file.source(info).rows(0, info.elements // max(1, info.shape[-1]))).reshape(-1)
-    _check(values, file.path, info.name)
+    _check(np.abs(values) if signed else values, file.path, info.name)
     return values
 
 

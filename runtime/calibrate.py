@@ -96,9 +96,9 @@ def _collect(
     """Read the chunks that `matrix` does not hold yet; saves now and then, and when it is stopped."""
     total, done = len(text.chunks), matrix.chunk_count
 
-    def state() -> ImportanceMatrix:
+    def state(exact: bool = True) -> ImportanceMatrix:
         passages = matrix.fingerprint | text.fingerprint(forward, done)
-        return replace(matrix, entries=collector.entries(), chunk_count=done, fingerprint=passages)
+        return replace(matrix, entries=collector.entries(exact), chunk_count=done, fingerprint=passages)
 
     saved = time.monotonic()
     with deferred_signals(forward.interrupt) as signals:
@@ -120,7 +120,7 @@ def _collect(
     progress(done, total)
     if not collector.entries():
         raise EngineError("has no matrices that calibration knows", path=forward.file.path)
-    return state()
+    return state(exact=False)
 
 
 def _earlier(output: Path) -> ImportanceMatrix | None:

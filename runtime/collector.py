@@ -81,11 +81,18 @@ class Collector:
 
     def restore(self, entries: dict[str, Entry]) -> None:
         """Go on from what was collected earlier."""
-        self._totals = {name: (e.sums.astype(np.float64), e.counts.copy()) for name, e in entries.items()}
+        for name, entry in entries.items():
+            sums = entry.sums.astype(np.float64)
+            if entry.rest is not None:
+                sums += entry.rest.sum(axis=0, dtype=np.float64)
+            self._totals[name] = sums, entry.counts.copy()
 
-    def entries(self) -> dict[str, Entry]:
-        """What was kept, by tensor name."""
-        return {name: Entry(sums.astype(np.float32), counts.copy()) for name, (sums, counts) in self._totals.items()}
+    def entries(self, exact: bool = False) -> dict[str, Entry]:
+        """What was kept, by tensor name; with what float32 leaves of it if `exact`."""
+        return {
+            name: Entry(sums.astype(np.float32), counts.copy(), _rest(sums) if exact else None)
+            for name, (sums, counts) in self._totals.items()
+        }
 
     def _called(self, address: int, ask: bool, _: object) -> bool:
         try:
@@ -134,6 +141,13 @@ class Collector:
     def _ends(self, name: str) -> bool:
         """Whether nothing that counts comes after this matrix; known once a whole chunk was read."""
         return self._skip_rest and self._complete and name == self._last
+
+
+def _rest(sums: Sums) -> NDArray[np.float32]:
+    """What float32 leaves of sums, and what it leaves of that: 3 times 24 bits hold the 53 of a float64."""
+    left = sums - sums.astype(np.float32)
+    once = left.astype(np.float32)
+    return np.stack([once, (left - once).astype(np.float32)])
 
 
 def _name(tensor: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,8 @@ def test_merging_adds(matrix: ImportanceMatrix) -> None:
     both = merge([matrix, other])
     assert both.entries["blk.0.attn_q.weight"].sums.tolist() == [[16.0, 4.0, 0.0, 3.0]]
     assert both.entries["blk.0.attn_q.weight"].counts.tolist() == [8]
-    assert both.entries["blk.1.ffn_up_exps.weight"] is EXPERTS
+    for field in ("sums", "counts"):
+        assert getattr(both.entries["blk.1.ffn_up_exps.weight"], field) is getattr(EXPERTS, field)
     assert (both.datasets, both.chunk_count, both.fingerprint) == (("texts/wiki.txt", "b"), 2, {7})
     assert DENSE.sums[0, 0] == 8.0, "the inputs stay as they were"
 
@@ -269,3 +271,15 @@ def test_a_model_is_no_importance_matrix(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(GGUFError, match=r"is not an importance matrix.*gguforge calibrate"):
         read_imatrix(tmp_path / "m.gguf")
+
+
+def test_the_rest_of_sums_is_kept_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    rest = np.array([[[1e-9, -2e-9]], [[-3e-17, 0]]], np.float32)
+    entry = Entry(np.ones((1, 2), np.float32), np.array([4]), rest)
+    write_imatrix(ImportanceMatrix({"a": entry}), tmp_path / "a.gguf")
+    found = read_imatrix(tmp_path / "a.gguf")
+    np.testing.assert_array_equal(found.entries["a"].rest, rest)
+    assert merge([found]).entries["a"].rest is None
+    write_imatrix(ImportanceMatrix({"a": replace(entry, rest=rest[:1])}), tmp_path / "b.gguf")
+    with pytest.raises(GGUFError, match=r"in_sum2_rest.*is damaged.*expected 4, found 2"):
+        read_imatrix(tmp_path / "b.gguf")

@@ -171,8 +171,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(random_path: Path, text: Path, 
     run(random_path, text, output, chunks=6, resume=True, progress=lambda done, total: seen.append(done))
     assert seen == [3, 4, 5, 6]
     assert not partial_path(output).exists()
-    for name, entry in read_imatrix(tmp_path / "whole.gguf").entries.items():
-        np.testing.assert_allclose(read_imatrix(output).entries[name].sums, entry.sums, rtol=1e-6)
+    assert output.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
 def test_more_chunks_for_a_finished_one(random_path: Path, text: Path, tmp_path: Path) -> None:
