@@ -73,7 +73,7 @@ def print_template(file: GGUFFile) -> None:
 
 def describe(file: GGUFFile) -> dict[str, Any]:
     """The whole layout as plain data."""
-    text = template(file)
+    text, errors = template(file), relative_errors(file)
     return {
         "path": str(file.path),
         "bytes": file.size,
@@ -95,6 +95,7 @@ def describe(file: GGUFFile) -> dict[str, Any]:
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "type": t.type.name, "offset": t.offset, "bytes": t.nbytes}
             | ({"file": t.path.name} if file.splits else {})
+            | ({"relative_error": errors[t.name]} if t.name in errors else {})
             for t in file.tensors
         ],
     }
@@ -119,6 +120,18 @@ def find_receipt(file: GGUFFile) -> Receipt | None:
         return read_receipt(file.path)
     except InputError:
         return None
+
+
+def relative_errors(file: GGUFFile) -> dict[str, float]:
+    """What receipts say of the error of each tensor that has there the type that it has in the file."""
+    receipts = [found for part in file.splits or (file,) if (found := find_receipt(part)) is not None]
+    types = {tensor.name: tensor.type.name for tensor in file.tensors}
+    return {
+        tensor.name: tensor.relative_error
+        for receipt in receipts
+        for tensor in receipt.tensors
+        if tensor.relative_error is not None and types.get(tensor.name) == tensor.type
+    }
 
 
 def template(file: GGUFFile) -> str | None:
@@ -218,7 +231,12 @@ def type_lines(file: GGUFFile) -> str:
 
 
 def tensor_lines(file: GGUFFile) -> str:
-    """Name, type, shape and bytes, a line each."""
+    """Name, type, shape and bytes, a line each, and the relative error where a receipt tells it."""
     rows = [["name", "type", "shape", "bytes"]]
     rows += [[printable(t.name), t.type.name, " x ".join(map(str, t.shape)), f"{t.nbytes:,}"] for t in file.tensors]
-    return table(rows, right=(3,))
+    errors = relative_errors(file)
+    if errors:
+        rows[0].append("error")
+        for row, tensor in zip(rows[1:], file.tensors, strict=True):
+            row.append(f"{errors[tensor.name]:.4g}" if tensor.name in errors else "")
+    return table(rows, right=(3, 4) if errors else (3,))

@@ -115,7 +115,7 @@ def _check_source(
     from gguforge.quant.pruning import parse_layers
     from gguforge.quant.quantize import Guide
     from gguforge.quant.receipt import read_receipt
-    from gguforge.quant.verification import check_source, chosen, expected_plan
+    from gguforge.quant.verification import check_errors, check_source, chosen, expected_plan
 
     guide = None if imatrix is None else Guide.from_matrix(read_imatrix(imatrix), imatrix)
     receipt = read_receipt(file.path)
@@ -125,6 +125,9 @@ def _check_source(
     total = len(chosen(plan, every))
     with progress_bar(total, "source", quiet) as progress:
         differences += check_source(file, plan, every=every, workers=workers, progress=progress or (lambda _: None))
+    if not differences:
+        receipts = [found for part in file.splits or (file,) if (found := read_receipt(part.path)) is not None]
+        differences += check_errors(file, plan, receipts)
     result |= {"source": source, "compared_tensors": len(plan.tensors), "compared_slabs": total, "all": every}
     return differences
 

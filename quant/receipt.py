@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +39,8 @@ class TensorReceipt:
         rule: why it has its type.
         importance: SHA-256 of the importance that guided the encoder, as little-endian float32; None without.
         sha256: of its bytes, without padding.
+        relative_error: RMS(decoded - source) / RMS(source) on sampled rows, see `gguforge.quant.relative_error`; None
+            where it is not known.
     """
 
     name: str
@@ -47,6 +50,14 @@ class TensorReceipt:
     rule: str
     importance: str | None
     sha256: str
+    relative_error: float | None = None
+
+    def __post_init__(self) -> None:
+        error = self.relative_error
+        if error is not None and not (isinstance(error, int | float) and 0 <= error < math.inf):
+            raise ValueError("relative_error")
+        if not isinstance(self.name, str):
+            raise TypeError("name")
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,9 @@ def make_receipt(plan: Plan, written: Written, command: str = "", settings: Mapp
             tensor.reason,
             None if tensor.importance is None else _sha256(tensor.importance.astype("<f4").tobytes()),
             sha256,
+            error,
         )
-        for tensor, sha256 in zip(plan.tensors, written.tensors, strict=True)
+        for tensor, sha256, error in zip(plan.tensors, written.tensors, written.errors, strict=True)
     ]
     return Receipt(
         tool_name(),

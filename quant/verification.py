@@ -7,7 +7,8 @@ matrix, or damage. It needs nobody's word: a file without a receipt is compared 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +17,7 @@ import numpy as np
 from gguforge.quant.blocks import block_type
 from gguforge.quant.constants import GGML_QUANT_SIZES, Keys
 from gguforge.quant.errors import InputError
+from gguforge.quant.inputs import Inputs
 from gguforge.quant.plan import Plan, TensorPlan, dimensions_on_disk
 from gguforge.quant.presets import UNQUANTIZED
 from gguforge.quant.provenance import essentials
@@ -23,6 +25,7 @@ from gguforge.quant.pruning import without_layers
 from gguforge.quant.quality import QUALITY_KEY
 from gguforge.quant.reader import GGUFFile, TensorInfo
 from gguforge.quant.receipt import Receipt
+from gguforge.quant.relative_error import relative_error
 from gguforge.quant.search.recover import gives_back
 from gguforge.quant.slabs import Slab, encoded, naming, slabs
 from gguforge.quant.sources import Bytes, Floats, map_window
@@ -236,3 +239,26 @@ def check_source(
     return [
         Difference(plan.tensors[index].name, "has other bytes than the source gives") for index in sorted(differing)
     ]
+
+
+def check_errors(file: GGUFFile, plan: Plan, receipts: Iterable[Receipt]) -> list[Difference]:
+    """Compare the relative errors in receipts, those that have them, with what the file and its source give.
+
+    Args:
+        file: what to check.
+        plan: see `expected_plan`.
+        receipts: of its files.
+    """
+    told = {tensor.name: tensor.relative_error for receipt in receipts for tensor in receipt.tensors}
+    places = {tensor.name: (str(tensor.path), tensor.offset) for tensor in file.tensors}
+    lossless, found = quality_of(file) == "lossless", []
+    with closing(Inputs()) as inputs:
+        for tensor in plan.tensors:
+            error, (path, offset) = told.get(tensor.name), places[tensor.name]
+            if error is None or error == relative_error(tensor, path, offset, inputs):
+                continue
+            middle = Slab(0, tensor.rows // 2, tensor.rows // 2 + 1)
+            row = map_window(path, offset + middle.start * tensor.row_bytes, tensor.row_bytes)
+            if not (lossless and error == 0 and _holds(tensor, middle, row)):
+                found.append(Difference(tensor.name, "has another relative error than the receipt says"))
+    return found

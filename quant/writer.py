@@ -20,6 +20,7 @@ from gguforge.quant.files import part_of, resumable, write_at
 from gguforge.quant.following import Follower, Say, fingerprint
 from gguforge.quant.plan import Plan, dimensions_on_disk
 from gguforge.quant.reader import read_gguf
+from gguforge.quant.relative_error import relative_errors
 from gguforge.quant.slabs import ENCODE_SLAB, Filled, Filler, end, naming, unfinished
 from gguforge.quant.workers import Team, processors
 
@@ -57,12 +58,14 @@ class Written:
         tensors: SHA-256 of each tensor's bytes, hexadecimal, in file order; empty where nothing was hashed.
         digest: SHA-256 over that of the header and those of the tensors (their 32 bytes each, one after the other);
             empty likewise.
+        errors: relative error of each tensor, see `gguforge.quant.relative_error`; empty likewise.
         encoded: number of tensors that were encoded in this run, wholly or in part.
         cached: number of tensors that came from the cache instead.
     """
 
     tensors: tuple[str, ...]
     digest: str
+    errors: tuple[float | None, ...]
     encoded: int
     cached: int
 
@@ -177,7 +180,8 @@ def _execute(plan: Plan, follower: Follower, workers: int | None, progress: Prog
     verify(plan, part)
     hashes = tuple(map(bytes.hex, follower.hashes.tensors))
     digest = "" if follower.idle else follower.hashes.digest()
-    return Written(hashes, digest, len(tally.encoded), len(tally.cached - tally.encoded))
+    errors = () if follower.idle else relative_errors(plan, part)
+    return Written(hashes, digest, errors, len(tally.encoded), len(tally.cached - tally.encoded))
 
 
 class _Tally:

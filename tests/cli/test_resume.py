@@ -65,6 +65,10 @@ def test_a_stopped_run_says_what_it_keeps_and_goes_on(
     assert not journal.exists()
     assert run("quantize", model, "-t", "Q2_K", "-o", tmp_path / "again.gguf").returncode == 0
     assert out.read_bytes() == (tmp_path / "again.gguf").read_bytes()
+    receipt = Path(f"{out}.json").read_bytes()
+    assert receipt == (tmp_path / "again.gguf.json").read_bytes()
+    errors = [tensor["relative_error"] for tensor in json.loads(receipt)["tensors"]]
+    assert sum(error > 0 for error in errors) == 58
 
 
 @linux

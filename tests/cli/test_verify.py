@@ -21,6 +21,7 @@ from gguforge.quant.constants import GGMLQuantizationType as T
 from gguforge.quant.imatrix import Entry, ImportanceMatrix, write_imatrix
 from gguforge.quant.quantize import plan_of_file
 from gguforge.quant.reader import read_gguf
+from gguforge.quant.relative_error import SAMPLE
 from gguforge.quant.writer import write
 
 
@@ -82,6 +83,62 @@ def test_what_is_in_a_receipt(quantized: Path, model: Path, imatrix: Path) -> No
         assert (told["importance"] is not None) == (len(tensor.shape) == 2)
         digest.update(bytes.fromhex(told["sha256"]))
     assert receipt["digest"] == digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model so small that all rows are sampled, and what Q4_K_M makes of it."""
+    path = tmp_path_factory.mktemp("narrow") / "m-F32.gguf"
+    plan = models.build(path.parent, T.F32, layers=1)
+    shape = (SAMPLE // 256, 256)
+    tensors = [
+        tensor if len(tensor.shape) == 1 else replace(tensor, shape=shape, source=replace(tensor.source, shape=shape))
+        for tensor in plan.tensors
+    ]
+    write(replace(plan, tensors=tuple(tensors)), path, workers=1)
+    out = path.with_name("m-Q4_K_M.gguf")
+    assert run_here("quantize", path, "-t", "Q4_K_M", "-o", out).returncode == 0
+    return path, out
+
+
+def test_the_relative_error_of_all_rows(narrow: tuple[Path, Path]) -> None:
+    source, out = narrow
+    wanted = {}
+    originals = {tensor.name: tensor for tensor in read_gguf(source).tensors}
+    for new in read_gguf(out).tensors:
+        old = originals.pop(new.name)
+        x, y = (
+            decode(np.fromfile(path, np.uint8, t.nbytes, offset=t.offset), t.type)
+            for path, t in ((source, old), (out, new))
+        )
+        x = x.astype(np.float64)
+        wanted[new.name] = float(f"{np.sqrt(((y - x) ** 2).mean() / (x**2).mean()):.4g}")
+    assert {tensor["name"]: tensor["relative_error"] for tensor in receipt_of(out)["tensors"]} == wanted
+    assert wanted["output_norm.weight"] == 0 < wanted["blk.0.attn_k.weight"] < 0.2
+    shown = json.loads(run_here("inspect", out, "--json").stdout)["tensors"]
+    assert {tensor["name"]: tensor["relative_error"] for tensor in shown} == wanted
+    head, *lines = [line.split() for line in run_here("inspect", out, "--tensors").stdout.splitlines()]
+    assert head[-1] == "error"
+    assert {line[0]: float(line[-1]) for line in lines} == wanted
+
+
+def test_another_relative_error_than_the_receipt_says(narrow: tuple[Path, Path], tmp_path: Path) -> None:
+    source, out = narrow
+    words, receipt = ("verify", tmp_path / out.name, "--source", source, "--workers", 1), receipt_of(out)
+    shutil.copy(out, tmp_path)
+    for error, code in ((None, 0), (0.5, 1), ("much", 1)):
+        tensor = next(tensor for tensor in receipt["tensors"] if tensor["name"] == "blk.0.attn_k.weight")
+        tensor["relative_error"] = error
+        if error is None:  # as in receipts of before there were any
+            del tensor["relative_error"]
+        (tmp_path / f"{out.name}.json").write_text(json.dumps(receipt))
+        done = run_here(*words)
+        assert done.returncode == code, done.stderr
+        if error == 0.5:
+            refused(done, "1 difference: blk.0.attn_k.weight has another relative error than the receipt says")
+    assert "is no receipt" in done.stderr
+    assert "error" in run_here("inspect", out, "--tensors").stdout
+    assert "error" not in run_here("inspect", tmp_path / out.name, "--tensors").stdout
 
 
 def test_the_same_work_gives_the_same_receipt(quantized: Path, model: Path, imatrix: Path, tmp_path: Path) -> None:
@@ -227,6 +284,7 @@ def test_a_checkpoint_on_a_grid(tmp_path: Path) -> None:
     matrices = sum(len(shape) == 2 for shape in shapes(case).values())
     receipt = receipt_of(out)
     assert sum(tensor["rule"].startswith("lossless") for tensor in receipt["tensors"]) == matrices
+    assert {tensor["relative_error"] for tensor in receipt["tensors"]} == {0}
     assert receipt["sources"].keys() == {"model.safetensors"}
     assert run("verify", out, "--source", folder, "--all").returncode == 0
 
