@@ -184,8 +184,10 @@ def test_kill_9_leaves_no_file_no_process_and_no_obstacle(long: Path, out: Path)
     process = begin(long, out)
     workers = children(process.pid)
     assert len(workers) == 1
+    os.killpg(process.pid, signal.SIGSTOP)  # it must not end before the next command has begun
     refused(run("quantize", long, "-t", "Q2_K", "-o", out), "another run is writing this file")
     process.kill()
+    os.killpg(process.pid, signal.SIGCONT)
     process.communicate()
     assert left(out) == ["m.gguf.part", "m.gguf.part.journal"]
     wait_until(lambda: not any(map(alive, workers)))

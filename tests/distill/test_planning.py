@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguforge.cli.distill_plan import command
+from gguforge.cli.main import cli
 from gguforge.convert.conversion import convert
 from gguforge.convert.conversion import plan as plan_checkpoint
 from gguforge.distill.planning import cost, search
@@ -163,7 +163,7 @@ def test_a_choice_that_turns_out_too_slow_is_made_again(planner: Planner, monkey
 
 
 def planned(*words: object) -> Any:
-    return CliRunner().invoke(command, list(map(str, words)), catch_exceptions=True)
+    return CliRunner().invoke(cli, ["distill", "plan", *map(str, words)], catch_exceptions=True)
 
 
 @pytest.mark.parametrize("start", ["cut", "scratch"])
