@@ -2,9 +2,10 @@
 
     python -m gguforge.distill.demo.train --output base/
     python -m gguforge.distill.demo.train --teacher --begin base/ --output teacher/
+    python -m gguforge.distill.demo.train --small --begin base/ --output small/
 
 Needs torch (`pip install 'gguforge[train]'`) and nothing else; the results are Hugging Face checkpoints. The model that
-ships is cut from the teacher and taught by it: `examples/demo-model.toml`. Matrices are trained with Muon, the rest by
+ships is the small one, taught by both together: `examples/demo-model.toml`. Matrices are trained with Muon, the rest by
 AdamW: see `gguforge.distill.muon`.
 
 The base, four layers, learns in two stages: questions and the beginnings of their answers, then long conversations. On
@@ -169,13 +170,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--begin", type=Path, help="checkpoint of the first stage: do only the second")
     parser.add_argument("--teacher", action="store_true", help="grow the --begin checkpoint into the teacher")
+    parser.add_argument("--small", action="store_true", help="train it on like the teacher, but at its own size")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    if options.teacher and options.begin is None:
-        parser.error("--teacher grows from a checkpoint: name it with --begin")
-    stages = TEACHER_STAGES if options.teacher else STAGES if options.begin is None else STAGES[1:]
+    if (options.teacher or options.small) and options.begin is None:
+        parser.error("--teacher and --small go on from a checkpoint: name it with --begin")
+    first = STAGES if options.begin is None else STAGES[1:]
+    stages = TEACHER_STAGES if options.teacher or options.small else first
     train(options.output, TEACHER if options.teacher else Shape(), stages, options.seed, options.begin)
 
 
