@@ -95,7 +95,6 @@ def test_whatever_is_found_gives_the_weights_back(type: T, scale: float, zeros: 
     x = decode(refined(x, type), type).reshape(-1, block_type(type).size)
     data, found = recover(x, type, T.F32)
     np.testing.assert_array_equal(decode(data[found], type), x[found])
-    assert found.mean() > 0.9
     assert found.all() or zeros > 0.3  # groups of one repeated weight tell their scale and minimum no more
 
 
