@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     from gguforge.distill.demo.model import Shape  # needs torch
 
     stored = json.loads((options.student / "config.json").read_text(encoding="utf-8"))
+    stored = {**(stored.get("rope_parameters") or {}), **stored}  # where transformers 5 keeps rope_theta
     shape = Shape(**{one.name: stored[one.name] for one in fields(Shape)})
     tokenizer = (options.student / "tokenizer.model").read_bytes()
     write_checkpoint(options.output, shape.config(), tokenizer, read_safetensors(options.student / "model.safetensors"))
